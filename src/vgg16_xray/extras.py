@@ -1,0 +1,33 @@
+"""Which optional part of the installation a command needs, said before it starts."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from vgg16_xray.errors import MissingExtra
+
+#: One module per distribution of each extra in pyproject.toml; a test holds the two lists together.
+MODULES = {
+    "train": ("torch", "safetensors", "sklearn", "pandas", "pyarrow", "matplotlib", "jinja2", "openpyxl", "tomli_w", "psutil"),
+    "keras": ("h5py",),
+    "kaggle": ("kagglehub",),
+    "dicom": ("pylibjpeg",),
+}
+
+
+def require(extra: str, *, purpose: str) -> None:
+    """Refuse, with the exact command that mends it, when an extra is not installed.
+
+    Args:
+        extra: A key of :data:`MODULES`.
+        purpose: What the extra is wanted for, e.g. ``"vgg16-xray train"``.
+
+    Raises:
+        MissingExtra: A module of the extra cannot be found. Nothing is imported to find out.
+    """
+    missing = [name for name in MODULES[extra] if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"{purpose} needs the extra '{extra}', and {', '.join(missing)} is not installed",
+            hint=f'install it with: pip install "kbs-vgg16-xray[{extra}]"',
+        )

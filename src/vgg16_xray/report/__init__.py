@@ -1,0 +1,1 @@
+"""Numbers into pictures into one self-contained page."""

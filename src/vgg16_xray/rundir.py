@@ -1,0 +1,140 @@
+"""The name of every file that a run leaves. Nobody else spells one.
+
+A step is done when its stamp in ``steps.json`` carries the key of its present inputs and everything it made is still
+there, so that a second run does only what is missing or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory, and where everything in it lies."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration, versions, seed, data fingerprint: ``run.toml``."""
+        return self.path / "run.toml"
+
+    @property
+    def steps(self) -> Path:
+        """Which step finished when, on which inputs."""
+        return self.path / "steps.json"
+
+    @property
+    def manifest(self) -> Path:
+        """A row a film; row i is film i of :attr:`pixels`."""
+        return self.path / "manifest.parquet"
+
+    @property
+    def split(self) -> Path:
+        """The split as text: ``split.csv`` with path, label, group, split."""
+        return self.path / "split.csv"
+
+    @property
+    def quarantine(self) -> Path:
+        """Files left out, and why."""
+        return self.path / "quarantine.csv"
+
+    @property
+    def pixels(self) -> Path:
+        """(N, 224, 224) uint8."""
+        return self.path / "pixels.npy"
+
+    @property
+    def features(self) -> Path:
+        """Folder of what the frozen part yields; may be deleted, is made again."""
+        return self.path / "features"
+
+    @property
+    def history(self) -> Path:
+        """Loss and accuracy of every epoch."""
+        return self.path / "history.csv"
+
+    @property
+    def layers(self) -> Path:
+        """The layer table that step 3 printed, with what is trainable."""
+        return self.path / "layers.json"
+
+    @property
+    def last(self) -> Path:
+        """State from which training resumes."""
+        return self.path / "checkpoints" / "last" / "state.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The model of the best epoch."""
+        return self.path / "checkpoints" / "best" / "model.safetensors"
+
+    @property
+    def validation(self) -> Path:
+        """Step 5's numbers."""
+        return self.path / "validation.json"
+
+    @property
+    def test(self) -> Path:
+        """Step 6's numbers."""
+        return self.path / "test.json"
+
+    @property
+    def predictions(self) -> Path:
+        """A row a film of every split."""
+        return self.path / "predictions.csv"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
+
+    def require(self, file: Path, *, made_by: str) -> Path:
+        """Return `file`, or say which step makes it.
+
+        Raises:
+            UserError: `file` is not there.
+        """
+        if not file.exists():
+            raise UserError(f"{file}: not there yet", hint=f"run first: vgg16-xray {made_by} {self.path}")
+        return file
+
+    def stamps(self) -> dict[str, Any]:
+        """Stamps of the finished steps: ``{step: {"key": str, "finished": str, "seconds": float}}``."""
+        return dict(read_json(self.steps)) if self.steps.exists() else {}
+
+    def is_done(self, step: str, key: str, outputs: list[Path]) -> bool:
+        """Whether `step` finished on inputs with this key and everything it made is still there."""
+        return self.stamps().get(step, {}).get("key") == key and all(output.exists() for output in outputs)
+
+    def stamp(self, step: str, key: str, *, seconds: float) -> None:
+        """Record that `step` finished on inputs with this key."""
+        finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        stamps = self.stamps() | {step: {"key": key, "finished": finished, "seconds": round(seconds, 1)}}
+        write_json(self.steps, stamps)
+
+
+def key_of(*inputs: Any) -> str:
+    """A key (16 hex digits) of values that JSON can hold: equal inputs, equal key, on every machine."""
+    text = json.dumps(inputs, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

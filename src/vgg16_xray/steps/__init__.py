@@ -1,0 +1,1 @@
+"""The six steps of the mission, a file each, in the order in which data meets them."""
