@@ -175,7 +175,7 @@ def test_interval_covers_the_truth_as_often_as_it_says_when_films_of_a_patient_a
         prediction = np.where(right, truth, 1 - truth)
         accuracy = measured(truth, np.eye(2)[prediction], groups, replicates=200, seed=trial)["overall"]["accuracy"]
         covered += accuracy["low"] <= 0.75 <= accuracy["high"]
-    # Binomial (200, 0.95) has a standard deviation of 1.5 %; drawing films instead of patients covers about 82 %.
+    # Binomial (200, 0.95) has a standard deviation of 1.5 %; drawing films instead of patients covers 77 %.
     assert 0.90 <= covered / trials <= 0.99
 
 

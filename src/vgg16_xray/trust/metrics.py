@@ -1,7 +1,7 @@
 """The numbers that say how good a classifier is, each with an interval.
 
 Everything is computed from weights of the films, so a bootstrap replicate is a row of weights and many replicates are
-computed at once. scikit-learn would be called some ten thousand times for the same result; the tests hold these figures
+computed at once. scikit-learn would be called thousands of times for the same result; the tests hold these figures
 to its figures.
 
 A value that is not defined is None, never a 0 that looks like a finding:
@@ -200,7 +200,7 @@ class _Films:
             support=support,
             cells=cells,
             cell_starts=cell_starts,
-            losses=np.abs(np.log(np.clip(probabilities[np.arange(len(truth)), truth], SMALLEST_PROBABILITY, 1.0))),
+            losses=-np.log(np.clip(probabilities[np.arange(len(truth)), truth], SMALLEST_PROBABILITY, 1.0))),
             rankings=[_Ranking.of(truth == k, probabilities[:, k]) if support[k] else None for k in range(classes)],
         )
         return films, order
