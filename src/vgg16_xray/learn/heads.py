@@ -1,0 +1,91 @@
+"""What stands on the convolutional base: three heads, from one matrix to VGG16's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from vgg16_xray.errors import UserError
+
+#: Channels of the base's output, and its height and width for a film of 224 x 224.
+CHANNELS, SIDE = 512, 7
+#: Width of VGG16's two hidden fully connected layers (Simonyan & Zisserman 2014, table 1).
+HIDDEN = 4096
+
+
+class AverageAndMaximum(nn.Module):
+    """Global average and global maximum of every channel, side by side."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, 2C): the averages, then the maxima."""
+        return torch.cat((x.mean(dim=(2, 3)), x.amax(dim=(2, 3))), dim=1)
+
+
+class FlatSequential(nn.Sequential):
+    """A sequence that flattens its input first, so that its layers carry torchvision's numbers 0, 3 and 6."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, ...) -> (B, classes)."""
+        out: torch.Tensor = super().forward(x.flatten(1))
+        return out
+
+
+def dense(inputs: int, outputs: int) -> nn.Linear:
+    """A fully connected layer that starts as Keras' ``Dense`` does: Glorot uniform weights, zero bias."""
+    # torch's own initialisation is skipped: it would draw 103 million numbers for the widest layer and drop them.
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _linear(classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), dense(CHANNELS * SIDE * SIDE, classes))
+
+
+def _gap(classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(AverageAndMaximum(), nn.Dropout(dropout), dense(2 * CHANNELS, classes))
+
+
+def _vgg(classes: int, dropout: float) -> nn.Sequential:
+    return FlatSequential(
+        dense(CHANNELS * SIDE * SIDE, HIDDEN),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        dense(HIDDEN, HIDDEN),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        dense(HIDDEN, classes),
+    )
+
+
+#: Name of a head -> its builder (classes, dropout).
+HEADS: MappingProxyType[str, Callable[[int, float], nn.Sequential]] = MappingProxyType(
+    {"linear": _linear, "gap": _gap, "vgg": _vgg}
+)
+
+
+def build_head(head: str, *, classes: int, dropout: float) -> nn.Sequential:
+    """Build a head: (B, 512, 7, 7) -> logits (B, classes).
+
+    The initial weights depend on torch's global generator alone; the caller seeds it.
+
+    Args:
+        head: ``linear``: Flatten and one dense layer; ``gap``: average and maximum of each channel, dropout, one dense
+            layer; ``vgg``: 4096, 4096 and classes, with dropout behind the first two.
+        classes: Number of classes, two or more.
+        dropout: Share of the activations dropped in training, 0 to below 1. ``linear`` has no dropout.
+
+    Raises:
+        UserError: There is no such head, or a number is out of bounds.
+    """
+    if head not in HEADS:
+        raise UserError(f"head: must be one of {', '.join(HEADS)}, found '{head}'")
+    if classes < 2:
+        raise UserError(f"classes: must be 2 or more, found {classes}")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout: must be at least 0 and below 1, found {dropout}")
+    return HEADS[head](classes, dropout)

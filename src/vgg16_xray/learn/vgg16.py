@@ -1,0 +1,190 @@
+"""VGG16, configuration D of Simonyan & Zisserman 2014 (arXiv:1409.1556), with torchvision's names.
+
+The network is cut in two where training begins: a frozen prefix, whose output can be computed once and kept, and a
+trainable rest. Both share their layers with the whole, so a trained rest is a trained network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from vgg16_xray.errors import UserError
+from vgg16_xray.learn.heads import build_head
+
+#: (convolutions, channels) of each block; a 2 x 2 maximum pool ends each (Simonyan & Zisserman 2014, table 1, column D).
+CONFIGURATION_D = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+#: Side of a film, pixels.
+SIZE = 224
+
+
+def _starts_of_blocks() -> tuple[int, ...]:
+    starts = [0]
+    for convolutions, _ in CONFIGURATION_D:
+        starts.append(starts[-1] + 2 * convolutions + 1)  # a convolution and its ReLU are two layers, a pool is one
+    return tuple(starts)
+
+
+#: Index in ``features`` at which each block begins, and at the end the number of layers: 0, 5, 10, 17, 24, 31.
+BLOCKS = _starts_of_blocks()
+#: Name of ``train_from`` -> index in ``features`` at which the trainable part begins.
+CUTS: MappingProxyType[str, int] = MappingProxyType(
+    {"head": BLOCKS[5], "block5": BLOCKS[4], "block4": BLOCKS[3], "block3": BLOCKS[2], "block2": BLOCKS[1], "all": 0}
+)
+
+
+class VGG16(nn.Module):
+    """The convolutional base and a head.
+
+    Args:
+        classifier: The head, (B, 512, 7, 7) -> (B, classes).
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for convolutions, width in CONFIGURATION_D:
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised films (B, 3, 224, 224) float -> logits (B, classes)."""
+        out: torch.Tensor = self.classifier(self.features(x))
+        return out
+
+
+class Trainable(nn.Module):
+    """The trainable rest of a :class:`VGG16`; its tensors carry the names that they have in the whole network.
+
+    Args:
+        features: The layers from the cut on, under their numbers in the whole network.
+        classifier: The head.
+    """
+
+    def __init__(self, features: nn.Sequential, classifier: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The frozen prefix's output (B, C, h, w) float -> logits (B, classes)."""
+        out: torch.Tensor = self.classifier(self.features(x))
+        return out
+
+
+def build(*, classes: int, head: str, dropout: float) -> VGG16:
+    """Build the network with random weights, drawn from torch's global generator.
+
+    ``weights.load_base(...).put_into(model)`` gives the base what it knows.
+
+    Args:
+        classes: Number of classes, two or more.
+        head: A name of :data:`vgg16_xray.learn.heads.HEADS`.
+        dropout: Dropout of the head, 0 to below 1.
+
+    Raises:
+        UserError: There is no such head, or a number is out of bounds.
+    """
+    return VGG16(build_head(head, classes=classes, dropout=dropout))
+
+
+def cut_of(train_from: str) -> int:
+    """Index in ``features`` at which the trainable part begins.
+
+    Raises:
+        UserError: There is no such name in :data:`CUTS`.
+    """
+    if train_from not in CUTS:
+        raise UserError(f"train_from: must be one of {', '.join(CUTS)}, found '{train_from}'")
+    return CUTS[train_from]
+
+
+def split_at(model: VGG16, train_from: str) -> tuple[nn.Sequential, Trainable]:
+    """Cut the network where training begins.
+
+    Both parts share their layers with `model`. What is frozen asks for no gradient, what is trainable does.
+
+    Args:
+        model: The network.
+        train_from: A name of :data:`CUTS`.
+
+    Returns:
+        The frozen prefix, (B, 3, 224, 224) -> (B, *feature_shape(train_from)), empty for ``all``; and the rest.
+
+    Raises:
+        UserError: There is no such name in :data:`CUTS`.
+    """
+    cut = cut_of(train_from)
+    # A slice of nn.Sequential keeps the names of its layers.
+    prefix, rest = model.features[:cut], Trainable(model.features[cut:], model.classifier)
+    return prefix.requires_grad_(False).eval(), rest.requires_grad_(True)
+
+
+def feature_shape(train_from: str, size: int = SIZE) -> tuple[int, int, int]:
+    """Shape (C, h, w) of what the frozen prefix yields for one film of `size` x `size` pixels.
+
+    Raises:
+        UserError: There is no such name in :data:`CUTS`.
+    """
+    blocks = BLOCKS.index(cut_of(train_from))
+    side = size // 2**blocks
+    return (CONFIGURATION_D[blocks - 1][1] if blocks else 3), side, side
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the layer table."""
+
+    #: Name in the whole network, e.g. ``features.0``.
+    name: str
+    #: What it is, e.g. ``Conv2d``.
+    kind: str
+    #: Shape of its output for one film.
+    shape: tuple[int, ...]
+    #: Number of parameters.
+    parameters: int
+    #: Whether training changes its parameters; False where it has none.
+    trainable: bool
+
+
+def layer_table(model: VGG16, train_from: str, size: int = SIZE) -> list[Layer]:
+    """List the layers in the order in which a film meets them, with shapes found by sending one through.
+
+    Nothing is computed: the film and the weights are stand-ins without values (torch's meta device).
+
+    Args:
+        model: The network; left as it is.
+        train_from: A name of :data:`CUTS`: where the trainable part begins.
+        size: Side of a film, pixels.
+
+    Raises:
+        UserError: There is no such name in :data:`CUTS`.
+    """
+    cut = cut_of(train_from)
+    rows: list[Layer] = []
+
+    def row_of(name: str, module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        part, _, number = name.partition(".")
+        parameters = sum(p.numel() for p in module.parameters())
+        trainable = parameters > 0 and (part == "classifier" or int(number) >= cut)
+        rows.append(Layer(name, type(module).__name__, tuple(output.shape[1:]), parameters, trainable))
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(partial(row_of, name)) for name, module in leaves]
+    stand_ins = {name: p.detach().to("meta") for name, p in model.named_parameters()}
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, stand_ins, (torch.empty(1, 3, size, size, device="meta"),))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows
