@@ -200,7 +200,7 @@ class _Films:
             support=support,
             cells=cells,
             cell_starts=cell_starts,
-            losses=-np.log(np.clip(probabilities[np.arange(len(truth)), truth], SMALLEST_PROBABILITY, 1.0))),
+            losses=-np.log(np.clip(probabilities[np.arange(len(truth)), truth], SMALLEST_PROBABILITY, 1.0)),
             rankings=[_Ranking.of(truth == k, probabilities[:, k]) if support[k] else None for k in range(classes)],
         )
         return films, order
