@@ -8,7 +8,18 @@ from vgg16_xray.errors import MissingExtra
 
 #: One module per distribution of each extra in pyproject.toml; a test holds the two lists together.
 MODULES = {
-    "train": ("torch", "safetensors", "sklearn", "pandas", "pyarrow", "matplotlib", "jinja2", "openpyxl", "tomli_w", "psutil"),
+    "train": (
+        "torch",
+        "safetensors",
+        "sklearn",
+        "pandas",
+        "pyarrow",
+        "matplotlib",
+        "jinja2",
+        "openpyxl",
+        "tomli_w",
+        "psutil",
+    ),
     "keras": ("h5py",),
     "kaggle": ("kagglehub",),
     "dicom": ("pylibjpeg",),

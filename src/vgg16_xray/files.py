@@ -42,7 +42,9 @@ def saying_why_not_written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # PermissionError and "No space left on device" arrive here; errors of reading carry their own file name.
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})", hint="nothing finished was lost") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error})", hint="nothing finished was lost"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

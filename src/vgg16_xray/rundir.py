@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vgg16_xray.errors import UserError
-from vgg16_xray.files import read_json, write_json
+from vgg16_xray.files import read_json, saying_why_not_written, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,17 @@ class RunDir:
             raise UserError(f"{file}: not there yet", hint=f"run first: vgg16-xray {made_by} {self.path}")
         return file
 
+    def require_step(self, step: str, *, made_by: str) -> None:
+        """Refuse to go on from a step that has not finished.
+
+        Raises:
+            UserError: It has no stamp.
+        """
+        if step not in self.stamps():
+            raise UserError(
+                f"{self.path}: step '{step}' must be finished first", hint=f"run: vgg16-xray {made_by} {self.path}"
+            )
+
     def stamps(self) -> dict[str, Any]:
         """Stamps of the finished steps: ``{step: {"key": str, "finished": str, "seconds": float}}``."""
         return dict(read_json(self.steps)) if self.steps.exists() else {}
@@ -121,11 +135,65 @@ class RunDir:
         """Whether `step` finished on inputs with this key and everything it made is still there."""
         return self.stamps().get(step, {}).get("key") == key and all(output.exists() for output in outputs)
 
+    def unstamp(self, step: str) -> None:
+        """Forget that `step` finished, before what it made is replaced."""
+        if step in (stamps := self.stamps()):
+            del stamps[step]
+            write_json(self.steps, stamps)
+
     def stamp(self, step: str, key: str, *, seconds: float) -> None:
         """Record that `step` finished on inputs with this key."""
         finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         stamps = self.stamps() | {step: {"key": key, "finished": finished, "seconds": round(seconds, 1)}}
         write_json(self.steps, stamps)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the run directory: two processes that write one run would each spoil the other's.
+
+        Raises:
+            UserError: Another process holds it, or the folder cannot be written.
+        """
+        import fcntl
+
+        with saying_why_not_written(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: must be written by one process at a time, found another at work"
+                ) from error
+            yield
+
+
+def read_config(run: RunDir) -> dict[str, Any]:
+    """Read ``run.toml``.
+
+    Raises:
+        UserError: It is missing or is not TOML.
+    """
+    run.require(run.config, made_by="preprocess DATA --out")
+    try:
+        return tomllib.loads(run.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{run.config}: must be TOML, found {error}") from error
+
+
+def update_config(run: RunDir, /, **sections: Mapping[str, Any]) -> None:
+    """Put values into sections of ``run.toml``, whole or not at all; other values stay.
+
+    Raises:
+        UserError: The file is not TOML, or cannot be written.
+    """
+    import tomli_w
+
+    config = read_config(run) if run.config.exists() else {}
+    for section, values in sections.items():
+        config[section] = config.get(section, {}) | dict(values)
+    write_text(run.config, tomli_w.dumps(config))
 
 
 def key_of(*inputs: Any) -> str:

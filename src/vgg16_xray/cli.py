@@ -1,0 +1,371 @@
+"""The command line: one thin command a step. Heavy imports live inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vgg16_xray import RESEARCH_USE_ONLY, __version__
+from vgg16_xray.config import SEED
+from vgg16_xray.errors import EXIT_DONE, EXIT_SOME_FAILED, EXIT_UNUSABLE, UserError
+from vgg16_xray.extras import require
+
+if TYPE_CHECKING:
+    from vgg16_xray.config import Recipe
+
+#: What a shell expects of a program that was interrupted: 128 + SIGINT.
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vgg16-xray",
+    help=f"Transfer learning with VGG16 on chest radiographs, in six steps. {RESEARCH_USE_ONLY}",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Run = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
+Data = Annotated[
+    list[Path],
+    typer.Argument(
+        help="DATA/<class>/*, DATA/<class>/images/*, DATA/{train,val,test}/<class>/*, or a CSV or Parquet table path,label.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Run directory to make or go on with.", show_default=False)]
+Map = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="FOLDER=LABEL", help="Give a class another name; FOLDER= leaves it out. Repeatable."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the split and of the training.")]
+Resplit = Annotated[bool, typer.Option("--resplit", help="Make a new split where the data bring one.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="default, fast, notebook, or a .toml file.")]
+TrainFrom = Annotated[
+    str | None,
+    typer.Option("--train-from", help="head, block5, block4, block3, block2 or all; the recipe's by default."),
+]
+Head = Annotated[str | None, typer.Option("--head", help="linear, gap or vgg; the recipe's by default.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="The recipe's by default.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", help="Weights of the base: safetensors, torchvision's .pth, Keras's notop.h5; default ours."
+    ),
+]
+EngineName = Annotated[str, typer.Option("--engine", help="auto, torch-float32 or torch-bfloat16.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with an interrupted training; refuse when there is none to go on with.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vgg16-xray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; accepted anywhere.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def demo(
+    to: Annotated[Path, typer.Option("--to", help="Folder for the drawn films and the run.")] = Path("demo"),
+    films: Annotated[int, typer.Option("--films", min=40, help="How many films to draw.")] = 400,
+    seed: Seed = SEED,
+) -> None:
+    """The whole pipeline on drawn radiographs: minutes, no network.
+
+    Example: vgg16-xray demo --to demo
+    """
+    require("train", purpose="vgg16-xray demo")
+    from vgg16_xray.config import load_recipe
+    from vgg16_xray.films.phantom import write_dataset
+    from vgg16_xray.pipeline import run_all
+    from vgg16_xray.rundir import RunDir
+
+    drawn = to / f"films-{films}-{seed}"
+    if not drawn.exists():
+        write_dataset(drawn, films=films, seed=seed)
+    finished = run_all([drawn], RunDir(to / "run"), load_recipe("fast"), seed=seed, command=_command())
+    _say_finished(finished.test, finished.report)
+
+
+@app.command()
+def download(
+    to: Annotated[Path, typer.Option("--to", help="Folder for the dataset.")] = Path("radiography"),
+    from_zip: Annotated[
+        Path | None, typer.Option("--from-zip", help="A zip that you downloaded by hand; no network.")
+    ] = None,
+) -> None:
+    """Step 1: the COVID-19 Radiography Database, from Kaggle, from a zip, or as it already lies there.
+
+    Example: vgg16-xray download --from-zip archive.zip --to radiography
+    """
+    from vgg16_xray.report.terminal import say_downloaded
+    from vgg16_xray.steps.download import download as download_step
+
+    say_downloaded(download_step(to=to, from_zip=from_zip))
+
+
+@app.command()
+def run(
+    data: Data,
+    out: Out,
+    recipe: RecipeName = "default",
+    train_from: TrainFrom = None,
+    head: Head = None,
+    epochs: Epochs = None,
+    mapping: Map = None,
+    weights: Weights = None,
+    engine: EngineName = "auto",
+    seed: Seed = SEED,
+    resplit: Resplit = False,
+    resume: Resume = False,
+) -> None:
+    """All steps; a second run does only what is missing or changed.
+
+    Example: vgg16-xray run radiography --out runs/default
+    """
+    require("train", purpose="vgg16-xray run")
+    from vgg16_xray.films.dataset import parse_mapping
+    from vgg16_xray.pipeline import run_all
+    from vgg16_xray.rundir import RunDir
+
+    finished = run_all(
+        data,
+        RunDir(out),
+        _recipe(recipe, train_from=train_from, head=head, epochs=epochs),
+        mapping=parse_mapping(mapping or []),
+        weights=weights,
+        engine=engine,
+        seed=seed,
+        resplit=resplit,
+        resume=resume,
+        command=_command(),
+    )
+    _say_finished(finished.test, finished.report)
+
+
+@app.command()
+def preprocess(data: Data, out: Out, mapping: Map = None, seed: Seed = SEED, resplit: Resplit = False) -> None:
+    """Step 2: decode, check, hash, split and store every film.
+
+    Example: vgg16-xray preprocess radiography --out runs/default
+    """
+    require("train", purpose="vgg16-xray preprocess")
+    from vgg16_xray.films.dataset import parse_mapping
+    from vgg16_xray.report.figures import after_preprocess
+    from vgg16_xray.report.terminal import say_preprocessed
+    from vgg16_xray.rundir import RunDir
+    from vgg16_xray.steps.preprocess import preprocess as preprocess_step
+
+    run_dir = RunDir(out)
+    with run_dir.alone():
+        done = preprocess_step(data, run_dir, mapping=parse_mapping(mapping or []), seed=seed, resplit=resplit)
+        say_preprocessed(done, run_dir)
+        after_preprocess(run_dir)
+
+
+@app.command()
+def init(
+    run: Run,
+    recipe: RecipeName = "default",
+    train_from: TrainFrom = None,
+    head: Head = None,
+    epochs: Epochs = None,
+    weights: Weights = None,
+    engine: EngineName = "auto",
+    seed: Seed = SEED,
+) -> None:
+    """Step 3: put the network together and show its layers, shapes, parameters, and what is trainable.
+
+    Example: vgg16-xray init runs/default --recipe default
+    """
+    require("train", purpose="vgg16-xray init")
+    from vgg16_xray.report.terminal import say_initialised
+    from vgg16_xray.rundir import RunDir
+    from vgg16_xray.steps.initialise import initialise
+
+    run_dir = RunDir(run)
+    with run_dir.alone():
+        chosen = _recipe(recipe, train_from=train_from, head=head, epochs=epochs)
+        say_initialised(initialise(run_dir, chosen, weights=weights, engine=engine, seed=seed), layers=True)
+
+
+@app.command()
+def train(run: Run, resume: Resume = False) -> None:
+    """Step 4: fit the trainable part.
+
+    Example: vgg16-xray train runs/default
+    """
+    require("train", purpose="vgg16-xray train")
+    from vgg16_xray.report.terminal import say_trained
+    from vgg16_xray.rundir import RunDir
+    from vgg16_xray.steps.train import train as train_step
+
+    run_dir = RunDir(run)
+    with run_dir.alone():
+        say_trained(train_step(run_dir, resume=resume), run_dir)
+
+
+@app.command()
+def validate(run: Run) -> None:
+    """Step 5: measure the best epoch on the validation films.
+
+    Example: vgg16-xray validate runs/default
+    """
+    require("train", purpose="vgg16-xray validate")
+    from vgg16_xray.report.terminal import say_measured
+    from vgg16_xray.rundir import RunDir
+    from vgg16_xray.steps.validate import validate as validate_step
+
+    run_dir = RunDir(run)
+    with run_dir.alone():
+        say_measured("validation", validate_step(run_dir))
+
+
+@app.command()
+def test(run: Run) -> None:
+    """Step 6: measure the best epoch on the test films, once.
+
+    Example: vgg16-xray test runs/default
+    """
+    require("train", purpose="vgg16-xray test")
+    from vgg16_xray.report.figures import after_test
+    from vgg16_xray.report.terminal import say_measured
+    from vgg16_xray.rundir import RunDir
+    from vgg16_xray.steps.test import test as test_step
+
+    run_dir = RunDir(run)
+    with run_dir.alone():
+        say_measured("test", test_step(run_dir))
+        after_test(run_dir)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """The run as one self-contained page, report.html.
+
+    Example: vgg16-xray report runs/default
+    """
+    require("train", purpose="vgg16-xray report")
+    from vgg16_xray.report.page import write_report
+    from vgg16_xray.rundir import RunDir
+
+    run_dir = RunDir(run)
+    with run_dir.alone():
+        typer.echo(f"report: {write_report(run_dir)}")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Films, or folders of films.", show_default=False)],
+    model: Annotated[Path, typer.Option("--model", help="A run, or its model.safetensors.", show_default=False)],
+    format_: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+    out: Annotated[Path | None, typer.Option("--out", help="Write there and not to standard output.")] = None,
+    engine: EngineName = "auto",
+) -> None:
+    """Predict films, a row a film, in the order in which they were named.
+
+    Example: vgg16-xray predict film.png folder --model runs/default --format csv --out answers.csv
+    """
+    require("train", purpose="vgg16-xray predict")
+    from vgg16_xray.files import write_text
+    from vgg16_xray.predict import FORMATS, Predictor, as_csv, as_json, films_in
+    from vgg16_xray.report.terminal import predictions_as_text
+
+    if format_ not in FORMATS:
+        raise UserError(f"--format: must be one of {', '.join(FORMATS)}, found '{format_}'")
+    files = films_in(images)
+    predictor = Predictor(model, engine=engine)
+    answers = list(predictor.predict(files))
+    if format_ == "table":
+        text = predictions_as_text(answers, labels=predictor.labels, colours=out is None)
+    elif format_ == "json":
+        text = as_json(answers, labels=predictor.labels, model=str(model))
+    else:
+        text = as_csv(answers, labels=predictor.labels)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+    if format_ == "csv" or out is not None:
+        typer.echo(RESEARCH_USE_ONLY, err=True)
+    if failed := sum(answer.answer == "error" for answer in answers):
+        typer.echo(f"{failed} of {len(answers)} files could not be read; the reasons stand in their rows", err=True)
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _recipe(name: str, *, train_from: str | None, head: str | None, epochs: int | None) -> Recipe:
+    from vgg16_xray.config import load_recipe
+
+    return load_recipe(name, train_from=train_from, head=head, epochs=epochs)
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["vgg16-xray", *sys.argv[1:]])
+
+
+def _say_finished(test: object, report: Path) -> None:
+    from vgg16_xray.report.terminal import figure
+
+    accuracy = test["overall"]["accuracy"]  # type: ignore[index]
+    typer.echo(f"test accuracy {figure(accuracy)}")
+    typer.echo(f"report: {report}")
+
+
+def main() -> None:
+    """Run the command line: one line for an error, a traceback only with ``--debug``."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    import click
+
+    debug = "--debug" in arguments
+    try:
+        code = app([argument for argument in arguments if argument != "--debug"], standalone_mode=False)
+    except UserError as error:
+        if debug:
+            raise
+        typer.echo(f"vgg16-xray: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        typer.echo(f"vgg16-xray: {' '.join(error.format_message().split())}; --help shows how", err=True)
+        return EXIT_UNUSABLE
+    except (KeyboardInterrupt, click.Abort):
+        typer.echo(
+            "vgg16-xray: interrupted; what is finished is kept, and the same command goes on from there", err=True
+        )
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, say) has enough.
+        sys.stderr.close()
+        return EXIT_DONE
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(
+            f"vgg16-xray: unexpected {type(error).__name__}: {' '.join(str(error).split())}; "
+            "what is finished is kept; --debug shows where, please report it",
+            err=True,
+        )
+        return EXIT_UNUSABLE
+    return int(code or EXIT_DONE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What a training is made of: frozen, checked on construction, the meaning of a field beside the field.
+
+A recipe is one documented TOML file in ``learn/recipes``, or a file of the user's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vgg16_xray.errors import UserError
+
+#: Seed of the notebook that this project grew from.
+SEED = 1234
+HEADS = ("linear", "gap", "vgg")
+TRAIN_FROM = ("head", "block5", "block4", "block3", "block2", "all")
+PREPROCESSING = ("unit", "caffe", "torch")
+
+_T = TypeVar("_T")
+
+
+def _check(owner: str, name: str, value: Any, rule: str, holds: bool) -> None:
+    if not holds:
+        raise UserError(f"{owner}{name}: must be {rule}, found {value!r}")
+
+
+def _check_one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    _check("recipe.", name, value, f"one of {', '.join(choices)}", value in choices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes to a film in training. All of them off by default."""
+
+    #: Largest shear, degrees. Keras' ``shear_range`` counts degrees, so the seed's 0.2 is next to nothing.
+    shear: float = 0.0
+    #: Each axis is scaled by a factor of its own between 1 - zoom and 1 + zoom, as Keras' ``zoom_range``.
+    zoom: float = 0.0
+    #: Largest turn, degrees.
+    rotation: float = 0.0
+    #: Largest shift along each axis, as a share of the side.
+    shift: float = 0.0
+    #: Gamma is drawn between 1 / (1 + exposure) and 1 + exposure, evenly in its logarithm.
+    exposure: float = 0.0
+    #: Mirror half of the films. It puts the heart on the right.
+    flip: bool = False
+    #: 0: drawn anew in every epoch, and the frozen part computed anew. V: V views a film are drawn once and what the
+    #: frozen part makes of them is stored; an epoch takes one of them, or the film as it is, at random.
+    views: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name, low, high in (
+            ("shear", 0, 45),
+            ("zoom", 0, 0.9),
+            ("rotation", 0, 180),
+            ("shift", 0, 0.9),
+            ("exposure", 0, 10),
+            ("views", 0, 100),
+        ):
+            value = getattr(self, name)
+            _check("recipe.augmentation.", name, value, f"between {low} and {high}", low <= value <= high)
+        _check(
+            "recipe.augmentation.", "views", self.views, "0 where nothing is changed", self.changes or not self.views
+        )
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes anything."""
+        return bool(self.shear or self.zoom or self.rotation or self.shift or self.exposure or self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the network is put together and fitted."""
+
+    name: str
+    #: What it is for, one sentence.
+    description: str
+    #: ``linear``: Flatten + Dense; ``gap``: average and max pooled features, dropout, Dense; ``vgg``: 4096-4096-classes.
+    head: str
+    #: Where the trainable part begins; everything before it is frozen.
+    train_from: str
+    #: What happens to pixel values 0..255: ``unit`` x/255; ``caffe`` BGR minus the ImageNet mean, which the packaged
+    #: weights were trained on; ``torch`` x/255, then standardised, which torchvision's weights were trained on.
+    preprocessing: str
+    epochs: int
+    #: Films a step.
+    batch: int
+    #: ``adam`` or ``adamw``.
+    optimizer: str
+    #: Learning rate of the head; the largest where a schedule changes it.
+    head_rate: float
+    #: Learning rate of the trainable layers of the base.
+    base_rate: float = 0.0
+    #: AdamW's decoupled weight decay; 0 with ``adam``.
+    weight_decay: float = 0.0
+    #: ``constant``, or ``one-cycle``: linear warm-up, then a half cosine down to zero (Smith 2018).
+    schedule: str = "constant"
+    #: Share of the steps that warm up.
+    warmup: float = 0.1
+    #: Weight of a class in the loss: ``none``; ``balanced``: 1 / films; ``sqrt``: 1 / sqrt(films), between the two.
+    class_weights: str = "none"
+    label_smoothing: float = 0.0
+    #: Alpha of mixup's Beta(alpha, alpha) at the entry of the trainable part (Zhang 2018); 0: off.
+    mixup: float = 0.0
+    #: Decay a step of the exponential moving average of the weights, which is what is validated and kept; 0: off.
+    ema: float = 0.0
+    #: Dropout before the last layer of ``gap``, and in ``vgg``.
+    dropout: float = 0.0
+    #: The best epoch is the one with the highest ``accuracy`` or ``macro_f1`` on the validation films.
+    select: str = "macro_f1"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        _check_one_of("head", self.head, HEADS)
+        _check_one_of("train_from", self.train_from, TRAIN_FROM)
+        _check_one_of("preprocessing", self.preprocessing, PREPROCESSING)
+        _check_one_of("optimizer", self.optimizer, ("adam", "adamw"))
+        _check_one_of("schedule", self.schedule, ("constant", "one-cycle"))
+        _check_one_of("class_weights", self.class_weights, ("none", "sqrt", "balanced"))
+        _check_one_of("select", self.select, ("accuracy", "macro_f1"))
+        for name, rule, holds in (
+            ("epochs", "between 1 and 10,000", 1 <= self.epochs <= 10_000),
+            ("batch", "between 1 and 4,096", 1 <= self.batch <= 4096),
+            ("head_rate", "above 0 and at most 1", 0 < self.head_rate <= 1),
+            ("base_rate", "between 0 and 1", 0 <= self.base_rate <= 1),
+            ("base_rate", "above 0 where layers of the base are trained", self.base_rate or self.train_from == "head"),
+            ("weight_decay", "between 0 and 1, and 0 with adam", 0 <= self.weight_decay <= (self.optimizer == "adamw")),
+            ("warmup", "between 0 and 1", 0 <= self.warmup <= 1),
+            ("label_smoothing", "at least 0 and below 1", 0 <= self.label_smoothing < 1),
+            ("mixup", "between 0 and 10", 0 <= self.mixup <= 10),
+            ("ema", "at least 0 and below 1", 0 <= self.ema < 1),
+            ("dropout", "at least 0 and below 1", 0 <= self.dropout < 1),
+        ):
+            _check("recipe.", name, getattr(self, name), rule, bool(holds))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field, as TOML and JSON can hold it."""
+        return dataclasses.asdict(self)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("vgg16_xray.learn") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str, **changes: Any) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: One of :func:`recipe_names`, or the path of a TOML file with the fields of :class:`Recipe`.
+        **changes: Fields to replace; None leaves a field as it is.
+
+    Raises:
+        UserError: There is no such recipe, it is not TOML, or a field is unknown, missing or out of bounds.
+    """
+    if name in recipe_names():
+        text, where = (resources.files("vgg16_xray.learn") / "recipes" / f"{name}.toml").read_text("utf-8"), name
+    elif name.endswith(".toml"):
+        try:
+            text, where = Path(name).read_text("utf-8"), name
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--recipe: {name} cannot be read ({error})") from error
+    else:
+        raise UserError(f"--recipe: must be one of {', '.join(recipe_names())}, or a .toml file, found '{name}'")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: must be TOML, found {error}") from error
+    return recipe_from(values | {key: value for key, value in changes.items() if value is not None}, where=where)
+
+
+def recipe_from(values: Mapping[str, Any], *, where: str) -> Recipe:
+    """Build a recipe from plain values, as :meth:`Recipe.as_dict` gives them.
+
+    Raises:
+        UserError: A field is unknown, missing, of the wrong type, or out of bounds.
+    """
+    augmentation = values.get("augmentation", {})
+    _check(f"{where}: ", "augmentation", augmentation, "a table", isinstance(augmentation, Mapping))
+    parts = dict(values) | {"augmentation": _build(Augmentation, augmentation, where=f"{where}: augmentation.")}
+    return _build(Recipe, parts, where=f"{where}: ")
+
+
+def _build(kind: type[_T], values: Mapping[str, Any], *, where: str) -> _T:
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"{where}{name}: must be one of {', '.join(fields)}, found an unknown field")
+        wanted = str(fields[name].type)
+        right = {
+            "str": isinstance(value, str),
+            "bool": isinstance(value, bool),
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "float": isinstance(value, int | float) and not isinstance(value, bool),
+        }.get(wanted, True)
+        _check(where, name, value, f"of type {wanted}", right)
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}{name}: must be given, found nothing")
+    return kind(**values)

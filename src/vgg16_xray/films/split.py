@@ -1,0 +1,153 @@
+"""Training, validation and test films, so that nothing that shows the same thing stands on two sides.
+
+The order in which groups are dealt depends on what the films show and on the seed alone: renaming, moving or sorting
+the files changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from vgg16_xray.errors import Leak, UserError
+
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+#: Shares of validation and test films: the seed's 80/10/10.
+VALIDATION_SHARE = TEST_SHARE = 0.1
+
+
+def group_films(pixels: Sequence[str], patients: Sequence[str | None]) -> list[str]:
+    """Put films that must stay together into one group: one patient, exact copies, and what these connect.
+
+    Args:
+        pixels: (N,) hash of each film's decoded pixels.
+        patients: (N,) patient of each film; None or empty where unknown.
+
+    Returns:
+        (N,) name of each film's group: the smallest pixel hash in it, shortened.
+    """
+    parent = list(range(len(pixels)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[tuple[str, str], int] = {}
+    for i, (film, patient) in enumerate(zip(pixels, patients, strict=True)):
+        for key in (("film", film), ("patient", patient) if patient else None):
+            if key is not None:
+                parent[root(i)] = root(first.setdefault(key, i))
+    smallest: dict[int, str] = {}
+    for i, film in enumerate(pixels):
+        smallest[root(i)] = min(film, smallest.get(root(i), film))
+    return [smallest[root(i)][:16] for i in range(len(pixels))]
+
+
+def split_films(
+    *,
+    labels: Sequence[str],
+    groups: Sequence[str],
+    pixels: Sequence[str],
+    seed: int,
+    validation: float = VALIDATION_SHARE,
+    test: float = TEST_SHARE,
+) -> list[str]:
+    """Deal groups to the three sides, each class in the same proportions.
+
+    A group goes whole to one side. A group in which the same pixels carry two labels goes to training: a film whose
+    label is contradicted can measure nothing.
+
+    Args:
+        labels: (N,) class of each film.
+        groups: (N,) group of each film, as from :func:`group_films`.
+        pixels: (N,) hash of each film's decoded pixels.
+        seed: Another seed, another split.
+        validation: Share of each class's films for validation, between 0 and 1.
+        test: Share for testing.
+
+    Returns:
+        (N,) ``train``, ``validation`` or ``test``.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    counts = Counter(labels)
+    room = {
+        (label, side): max(1, round(share * count)) if share else 0
+        for label, count in counts.items()
+        for side, share in ((TEST, test), (VALIDATION, validation))
+    }
+    contradicted = {groups[i] for i in conflicts(labels=labels, pixels=pixels)}
+    order = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    side_of: dict[str, str] = dict.fromkeys(contradicted, TRAIN)
+    # Rare classes first: a patient with films of two classes is dealt by the one that can spare fewer.
+    for label in sorted(counts, key=lambda label: (counts[label], label)):
+        for group in order:
+            if group in side_of or all(labels[i] != label for i in members[group]):
+                continue
+            films = Counter(labels[i] for i in members[group])
+            side_of[group] = next(
+                (side for side in (TEST, VALIDATION) if all(room[name, side] >= n for name, n in films.items())), TRAIN
+            )
+            for name, n in films.items():
+                if side_of[group] != TRAIN:
+                    room[name, side_of[group]] -= n
+    return [side_of[group] for group in groups]
+
+
+def check_every_class_on_every_side(*, labels: Sequence[str], splits: Sequence[str]) -> None:
+    """Refuse a split on which a class could not be learned, chosen or measured.
+
+    Raises:
+        UserError: A class has no film on some side.
+    """
+    present = set(zip(labels, splits, strict=True))
+    for label in sorted(set(labels)):
+        absent = [side for side in SPLITS if (label, side) not in present]
+        if absent:
+            raise UserError(
+                f"class '{label}': must have films for training, validation and test, found none for {absent[0]}"
+                f" among its {Counter(labels)[label]}",
+                hint="bring more films (or patients) of it, or leave the class out",
+            )
+
+
+def conflicts(*, labels: Sequence[str], pixels: Sequence[str]) -> list[int]:
+    """Films whose exact pixels also stand under another label.
+
+    Returns:
+        Their indices, ascending.
+    """
+    labels_of: dict[str, set[str]] = defaultdict(set)
+    for label, film in zip(labels, pixels, strict=True):
+        labels_of[film].add(label)
+    return [i for i, film in enumerate(pixels) if len(labels_of[film]) > 1]
+
+
+def check_no_leak(*, groups: Sequence[str], splits: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a split that has one group on two sides.
+
+    Args:
+        groups: (N,) group of each film.
+        splits: (N,) side of each film.
+        names: (N,) what to call each film in the message.
+
+    Raises:
+        Leak: Names the number of leaking groups and the first pair of films.
+    """
+    first: dict[str, int] = {}
+    leaking: dict[str, tuple[int, int]] = {}
+    for i, group in enumerate(groups):
+        j = first.setdefault(group, i)
+        if splits[j] != splits[i]:
+            leaking.setdefault(group, (j, i))
+    if leaking:
+        j, i = next(iter(leaking.values()))
+        raise Leak(
+            f"split: the films of one patient, and copies of one film, must stand on one side, found {len(leaking)} "
+            f"group(s) on two, first {names[j]} ({splits[j]}) and {names[i]} ({splits[i]})",
+            hint="--resplit makes a new split without leaks",
+        )

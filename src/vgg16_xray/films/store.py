@@ -1,0 +1,104 @@
+"""Pixels once: every film decoded, stretched and kept as one memory-mapped array on the disk."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import saying_why_not_written
+
+#: After so many bytes were read, the pages are handed back to the system, so that a process that has walked through
+#: a store of any size holds at most about so much of it.
+RELEASE_AFTER_BYTES = 256 * 1024 * 1024
+
+
+class ArrayStore:
+    """An array of rows in a ``.npy`` file, read row by row without ever being held in memory as a whole.
+
+    Args:
+        path: A ``.npy`` file of shape (N, ...).
+
+    Raises:
+        UserError: The file is missing, truncated, or not such an array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such file") from error
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path}: must be a whole .npy array, found {error}") from error
+        self.path = path
+        self._read_bytes = 0
+
+    def __len__(self) -> int:
+        """Number of rows, N."""
+        return len(self._rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, ...)."""
+        return tuple(self._rows.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's dtype."""
+        return self._rows.dtype
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Copy rows.
+
+        Args:
+            indices: (B,) int, each in 0..N-1, in any order, repeats allowed.
+
+        Returns:
+            (B, ...) in the store's dtype, a copy.
+
+        Raises:
+            IndexError: An index is outside 0..N-1 (negative ones too: they would silently be another film).
+        """
+        indices = np.asarray(indices)
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"indices: must lie in 0..{len(self) - 1}, found {indices.min()}..{indices.max()}")
+        rows = np.array(self._rows[indices])
+        self._read_bytes += rows.nbytes
+        if self._read_bytes >= RELEASE_AFTER_BYTES:
+            self._release()
+        return rows
+
+    def _release(self) -> None:
+        self._read_bytes = 0
+        release(self._rows)
+
+
+def create_array(path: Path, *, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """Create a ``.npy`` file whose room on the disk is taken at once, and map it for writing.
+
+    Without that, a disk that fills up later would end the process with a bus error in the middle of a row.
+
+    Raises:
+        UserError: The disk has no room for it, or the folder cannot be written.
+    """
+    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    with saying_why_not_written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if needed > (free := shutil.disk_usage(path.parent).free):
+            raise UserError(f"{path}: needs {needed / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free")
+        rows = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return rows
+
+
+def release(rows: np.ndarray) -> None:
+    """Hand the resident pages of a memory-mapped array back to the system; what they hold stays in the file."""
+    mapped = getattr(rows, "_mmap", None)
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)

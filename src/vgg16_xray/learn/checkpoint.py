@@ -1,0 +1,126 @@
+"""A model, and the state of a training, as one safetensors file each: tensors, and JSON in its header.
+
+One file, because two cannot be replaced together: a reader sees the whole old state or the whole new one. Nothing is
+ever pickled, so that a checkpoint from a stranger can be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgg16_xray import __version__
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import whole_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from vgg16_xray.learn.vgg16 import VGG16
+
+#: Key of the JSON in the file's header.
+HEADER = "vgg16_xray"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a model's tensors alone do not tell: how to build it, and what must happen to a film before it."""
+
+    #: The classes, in the order of the outputs.
+    labels: tuple[str, ...]
+    head: str
+    train_from: str
+    #: See :class:`vgg16_xray.config.Recipe`.
+    preprocessing: str
+    dropout: float
+    #: Side of the square that a film is stretched to, pixels.
+    size: int
+    #: Engine that it was trained with.
+    engine: str
+    #: Epoch that it was taken from, from 1.
+    epoch: int
+    recipe: str
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and JSON as one safetensors file, whole or not at all.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(header, allow_nan=False)
+    with whole_file(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata={HEADER: text})
+        except Exception as error:
+            # safetensors raises a class of its own for a full disk.
+            raise OSError(str(error)) from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises:
+        UserError: The file is missing, damaged, or not of this project.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = json.loads((file.metadata() or {})[HEADER])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except KeyError as error:
+        raise UserError(f"{path}: must be a checkpoint of vgg16-xray, found other safetensors") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: must be a whole safetensors file, found {error}") from error
+    return tensors, header
+
+
+def save_model(path: Path, model: VGG16, config: ModelConfig) -> None:
+    """Write a model."""
+    save_tensors(path, model.state_dict(), {"version": __version__, "config": asdict(config)})
+
+
+def load_model(path: Path) -> tuple[VGG16, ModelConfig]:
+    """Read a model, checked tensor by tensor.
+
+    Raises:
+        UserError: The file is missing or damaged, or a tensor is absent, unknown, or of the wrong shape; it is named.
+    """
+    from vgg16_xray.learn.vgg16 import build
+
+    tensors, header = load_tensors(path)
+    try:
+        config = ModelConfig(**header["config"] | {"labels": tuple(header["config"]["labels"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: must hold a model's configuration, found {error}") from error
+    model = build(classes=len(config.labels), head=config.head, dropout=config.dropout)
+    load_exactly(model, tensors, where=str(path))
+    return model.eval(), config
+
+
+def load_exactly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Load tensors into a module whose names and shapes they must match.
+
+    Raises:
+        UserError: Names the first tensor that does not fit.
+    """
+    wanted = module.state_dict()
+    for name in [*wanted, *tensors]:
+        if name not in tensors:
+            raise UserError(f"{where}: must hold tensor {name}, found none")
+        if name not in wanted:
+            raise UserError(f"{where}: must hold the model's tensors, found {name} besides")
+        if wanted[name].shape != tensors[name].shape:
+            raise UserError(
+                f"{where}: tensor {name} must have shape {tuple(wanted[name].shape)}, found {tuple(tensors[name].shape)}"
+            )
+    module.load_state_dict(dict(tensors))

@@ -1,0 +1,413 @@
+"""The loop that fits the trainable part: setup, epochs, validation, checkpoints.
+
+Everything random in a step follows from (seed, epoch, step), and the state is saved whole, so that a training which is
+killed at any moment and resumed ends with the same bytes as one that was not (same machine, same engine).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vgg16_xray.config import Recipe
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import write_text
+from vgg16_xray.learn.checkpoint import ModelConfig, load_exactly, load_tensors, save_model, save_tensors
+from vgg16_xray.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from vgg16_xray.learn.engines import Engine
+    from vgg16_xray.learn.features import FeatureSource
+    from vgg16_xray.learn.vgg16 import VGG16
+
+#: Seconds between two saved states inside an epoch: what a kill can cost.
+SAVE_EVERY_S = 60.0
+#: Films that are validated together.
+VALIDATION_BATCH = 64
+HISTORY = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_macro_f1",
+    "learning_rate",
+    "seconds",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Films to learn from and to choose by."""
+
+    #: (N,) int64, class of every film in the store.
+    targets: np.ndarray
+    #: (n,) rows of the films to learn from.
+    train: np.ndarray
+    #: (m,) rows of the films that choose the epoch.
+    validation: np.ndarray
+    #: Gives the features of training films in an epoch, counted from 0.
+    train_features: Callable[[int], FeatureSource]
+    validation_features: FeatureSource
+
+
+def fit(
+    model: VGG16,
+    data: TrainingData,
+    recipe: Recipe,
+    *,
+    labels: Sequence[str],
+    size: int,
+    seed: int,
+    key: str,
+    engine: Engine,
+    last: Path,
+    best: Path,
+    history: Path,
+) -> list[dict[str, float]]:
+    """Fit the trainable part of a model; go on from `last` where an earlier call stopped.
+
+    Args:
+        model: The network; its trainable part is changed in place.
+        data: What to learn from.
+        recipe: How.
+        labels: (K,) names of the classes, in the order of the targets.
+        size: Side of a film, pixels; stored with the model.
+        seed: Seed of the order, the augmentation and the dropout.
+        key: Tells everything that the result depends on; a saved state with another key is refused.
+        engine: Number format.
+        last: Where the state is saved, every epoch and every minute.
+        best: Where the model of the best epoch is saved.
+        history: Where a row an epoch is written, CSV.
+
+    Returns:
+        The rows of the history.
+
+    Raises:
+        UserError: The state does not belong to this training, the loss is not finite, or the disk is full.
+    """
+    import torch
+
+    from vgg16_xray.learn.vgg16 import split_at
+
+    _, trainable = split_at(model, recipe.train_from)
+    loop = _Loop(trainable, data, recipe, classes=len(labels), seed=seed, key=key, engine=engine, last=last)
+    loop.resume()
+    with torch.random.fork_rng(devices=[]):
+        while loop.epoch < recipe.epochs:
+            row = loop.run_epoch()
+            if loop.is_best(row):
+                config = ModelConfig(
+                    labels=tuple(labels),
+                    head=recipe.head,
+                    train_from=recipe.train_from,
+                    preprocessing=recipe.preprocessing,
+                    dropout=recipe.dropout,
+                    size=size,
+                    engine=engine.name,
+                    epoch=loop.epoch + 1,
+                    recipe=recipe.name,
+                )
+                with loop.averaged_weights():
+                    save_model(best, model, config)
+            # History and best model first: if the state is not saved, the epoch is run again and they are the same.
+            _write_history(history, [*loop.history, row])
+            loop.finish_epoch(row)
+    return loop.history
+
+
+def class_weights(targets: np.ndarray, *, classes: int, kind: str) -> np.ndarray:
+    """Weight of each class in the loss, scaled so that the mean over the films is 1.
+
+    Args:
+        targets: (n,) int, classes of the training films.
+        classes: K.
+        kind: ``none``, ``sqrt`` or ``balanced``, see :class:`vgg16_xray.config.Recipe`.
+
+    Returns:
+        (K,) float64.
+    """
+    counts = np.bincount(targets, minlength=classes).clip(min=1)
+    weights = counts ** -{"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[kind]
+    scaled: np.ndarray = weights * counts.sum() / (weights * counts).sum()
+    return scaled
+
+
+def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
+    """Factor on the learning rates at a step, 0 to 1, after the recipe's schedule."""
+    if recipe.schedule == "constant":
+        return 1.0
+    warm = max(1, round(recipe.warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def probabilities(
+    trainable: torch.nn.Module,
+    source: FeatureSource,
+    rows: np.ndarray,
+    *,
+    engine: Engine,
+    description: str | None = None,
+) -> np.ndarray:
+    """Softmax of the logits of films. A film's row in the answer is its place in `rows`: order changes nothing else.
+
+    Args:
+        trainable: What stands on the frozen part, in evaluation mode.
+        source: Gives the features.
+        rows: (n,) int, films.
+        engine: Number format.
+        description: Shown as a progress bar; None shows none.
+
+    Returns:
+        (n, K) float64, rows summing to 1.
+    """
+    import contextlib
+
+    import torch
+
+    out: list[np.ndarray] = []
+    bar = progress(description, total=len(rows)) if description else contextlib.nullcontext()
+    with bar as counter, torch.no_grad():
+        for start in range(0, len(rows), VALIDATION_BATCH):
+            chunk = rows[start : start + VALIDATION_BATCH]
+            logits = forward(trainable, source.take(chunk), engine)
+            out.append(torch.softmax(logits.double(), dim=1).numpy())
+            if counter is not None:
+                counter.advance(len(chunk))
+    return np.concatenate(out)
+
+
+def forward(trainable: torch.nn.Module, features: torch.Tensor, engine: Engine) -> torch.Tensor:
+    """Features (B, C, h, w) -> logits (B, K) float32, convolutions in the engine's number format."""
+    import torch
+
+    if engine.dtype == torch.float32:
+        logits: torch.Tensor = trainable(features.float())
+        return logits
+    with torch.autocast("cpu", engine.dtype):
+        logits = trainable(features)
+    return logits.float()
+
+
+class _Loop:
+    """The state of a training and one epoch of it."""
+
+    def __init__(
+        self,
+        trainable: torch.nn.Module,
+        data: TrainingData,
+        recipe: Recipe,
+        *,
+        classes: int,
+        seed: int,
+        key: str,
+        engine: Engine,
+        last: Path,
+    ) -> None:
+        import torch
+
+        self.trainable, self.data, self.recipe = trainable, data, recipe
+        self.seed, self.key, self.engine, self.last = seed, key, engine, last
+        self.epoch = self.step = 0
+        self.history: list[dict[str, float]] = []
+        self._sums = {"loss": 0.0, "correct": 0.0, "films": 0.0, "seconds": 0.0}
+        self._steps = math.ceil(len(data.train) / recipe.batch)
+        base = [p for name, p in trainable.named_parameters() if name.startswith("features.")]
+        head = [p for name, p in trainable.named_parameters() if not name.startswith("features.")]
+        groups = [{"params": p, "rate": rate} for p, rate in ((base, recipe.base_rate), (head, recipe.head_rate)) if p]
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        # Keras' Adam has epsilon 1e-7 and torch's 1e-8: without effect at these rates.
+        self.optimizer = kinds[recipe.optimizer](groups, lr=recipe.head_rate, weight_decay=recipe.weight_decay)
+        weights = class_weights(data.targets[data.train], classes=classes, kind=recipe.class_weights)
+        self._weights = torch.from_numpy(weights).float()
+        self._average = {name: p.detach().clone() for name, p in trainable.named_parameters()} if recipe.ema else {}
+
+    def run_epoch(self) -> dict[str, float]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.data.train)
+        source = self.data.train_features(self.epoch)
+        saved = time.monotonic()
+        started = time.monotonic()
+        self.trainable.train()
+        title = f"epoch {self.epoch + 1} of {self.recipe.epochs}"
+        with progress(title, total=len(order)) as bar:
+            bar.start_at(min(self.step * self.recipe.batch, len(order)))
+            while self.step < self._steps:
+                rows = order[self.step * self.recipe.batch : (self.step + 1) * self.recipe.batch]
+                self._train_step(source.take(rows), rows)
+                self.step += 1
+                films = self._sums["films"]
+                note = f"loss {self._sums['loss'] / films:.4f}, accuracy {self._sums['correct'] / films:.4f}"
+                bar.advance(len(rows), note=note)
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    self._sums["seconds"] += time.monotonic() - started
+                    saved = started = time.monotonic()
+                    self.save()
+        measured = self._validate()
+        films = self._sums["films"]
+        row = {
+            "epoch": self.epoch + 1,
+            "train_loss": self._sums["loss"] / films,
+            "train_accuracy": self._sums["correct"] / films,
+            **measured,
+            "learning_rate": self.optimizer.param_groups[-1]["lr"],
+            "seconds": self._sums["seconds"] + time.monotonic() - started,
+        }
+        print(
+            f"epoch {row['epoch']:>2} of {self.recipe.epochs}   train loss {row['train_loss']:.4f} accuracy "
+            f"{row['train_accuracy']:.4f}   validation loss {row['validation_loss']:.4f} accuracy "
+            f"{row['validation_accuracy']:.4f} macro-F1 {row['validation_macro_f1']:.4f}   {row['seconds']:.0f} s",
+            flush=True,
+        )
+        return row
+
+    def _train_step(self, features: torch.Tensor, rows: np.ndarray) -> None:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        total = self.epoch * self._steps + self.step
+        torch.manual_seed(_step_seed(self.seed, total))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * rate_factor(self.recipe, total, self.recipe.epochs * self._steps)
+        targets = torch.from_numpy(self.data.targets[rows])
+        smoothing = self.recipe.label_smoothing
+        share, other = 1.0, targets
+        if self.recipe.mixup:
+            share = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())
+            partner = torch.randperm(len(rows))
+            other = targets[partner]
+            features = share * features + (1 - share) * features[partner]
+        logits = forward(self.trainable, features.contiguous(memory_format=torch.channels_last), self.engine)
+        loss = share * cross_entropy(logits, targets, weight=self._weights, label_smoothing=smoothing)
+        if share < 1:
+            loss = loss + (1 - share) * cross_entropy(logits, other, weight=self._weights, label_smoothing=smoothing)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"training: the loss must stay finite, found {loss.item()} in epoch {self.epoch + 1}, step {self.step + 1}",
+                hint="lower head_rate and base_rate in the recipe; the epochs before are kept",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        if self._average:
+            # A young average would remember the random start; it grows into its decay.
+            decay = min(self.recipe.ema, (1 + total) / (10 + total))
+            with torch.no_grad():
+                for name, parameter in self.trainable.named_parameters():
+                    self._average[name].lerp_(parameter, 1 - decay)
+        answers = logits.detach().argmax(1)
+        correct = share * (answers == targets).sum() + (1 - share) * (answers == other).sum()
+        self._sums["loss"] += loss.item() * len(rows)
+        self._sums["correct"] += float(correct)
+        self._sums["films"] += len(rows)
+
+    def _validate(self) -> dict[str, float]:
+        from sklearn.metrics import f1_score, log_loss
+
+        self.trainable.eval()
+        rows = self.data.validation
+        with self.averaged_weights():
+            p = probabilities(self.trainable, self.data.validation_features, rows, engine=self.engine)
+        truth, answers = self.data.targets[rows], p.argmax(1)
+        return {
+            "validation_loss": float(log_loss(truth, p, labels=range(p.shape[1]))),
+            "validation_accuracy": float((answers == truth).mean()),
+            "validation_macro_f1": float(f1_score(truth, answers, average="macro", zero_division=0)),
+        }
+
+    def averaged_weights(self) -> _Swap:
+        """Context in which the trainable part has its averaged weights, where the recipe keeps an average."""
+        return _Swap(self.trainable, self._average)
+
+    def is_best(self, row: dict[str, float]) -> bool:
+        value = f"validation_{self.recipe.select}"
+        # Equal is not better: the earlier epoch has seen less of the data.
+        return all(row[value] > earlier[value] for earlier in self.history)
+
+    def finish_epoch(self, row: dict[str, float]) -> None:
+        self.history.append(row)
+        self.epoch, self.step = self.epoch + 1, 0
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        self.save()
+
+    def save(self) -> None:
+        tensors: dict[str, torch.Tensor] = {
+            f"model.{name}": tensor for name, tensor in self.trainable.state_dict().items()
+        }
+        tensors |= {f"average.{name}": tensor for name, tensor in self._average.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
+        header: dict[str, Any] = {
+            "key": self.key,
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self._sums,
+            "history": self.history,
+        }
+        save_tensors(self.last, tensors, header)
+
+    def resume(self) -> None:
+        if not self.last.exists():
+            return
+        tensors, header = load_tensors(self.last)
+        if header.get("key") != self.key:
+            raise UserError(f"{self.last}: must belong to this training, found the state of another")
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        load_exactly(self.trainable, parts["model"], where=str(self.last))
+        self._average = parts["average"]
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            number, _, rest = name.partition(".")
+            state.setdefault(int(number), {})[rest] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.epoch, self.step = header["epoch"], header["step"]
+        self._sums, self.history = header["sums"], header["history"]
+        print(
+            f"resumed at epoch {self.epoch + 1}, step {self.step}"
+            if self.epoch < self.recipe.epochs
+            else "trained already"
+        )
+
+
+class _Swap:
+    """Puts other weights into a module and the module's own back."""
+
+    def __init__(self, module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+        self._module, self._weights = module, weights
+
+    def __enter__(self) -> None:
+        self._exchange()
+
+    def __exit__(self, *_: object) -> None:
+        self._exchange()
+
+    def _exchange(self) -> None:
+        for name, parameter in self._module.named_parameters():
+            if name in self._weights:
+                parameter.data, self._weights[name] = self._weights[name], parameter.data
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] % (2**63))
+
+
+def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+    write_text(path, text.getvalue())

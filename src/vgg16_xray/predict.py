@@ -1,0 +1,197 @@
+"""Predict films of anyone with the model of a run: files and folders in, a row a film out, in the order of the input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vgg16_xray import RESEARCH_USE_ONLY
+from vgg16_xray.errors import UnreadableFilm, UserError
+from vgg16_xray.films.dataset import IGNORED, MASK_FOLDERS
+from vgg16_xray.films.decode import SUFFIXES, decode, to_square
+from vgg16_xray.progress import progress
+from vgg16_xray.rundir import RunDir
+
+#: Films that go through the network together.
+BATCH = 32
+FORMATS = ("table", "json", "csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one file."""
+
+    path: str
+    #: None where the file could not be read.
+    prediction: str | None
+    #: Largest probability.
+    confidence: float | None
+    #: (label, probability) in the model's order; empty where the file could not be read.
+    probabilities: tuple[tuple[str, float], ...]
+    #: ``answered`` or ``error``.
+    answer: str
+    #: Why there is no answer.
+    reason: str = ""
+
+
+class Predictor:
+    """The best model of a run, ready for films.
+
+    Args:
+        model: A run directory, or its ``model.safetensors``.
+        engine: A name of :data:`vgg16_xray.learn.engines.ENGINES`.
+
+    Raises:
+        UserError: There is no model there, or it is damaged.
+    """
+
+    def __init__(self, model: Path, *, engine: str = "auto") -> None:
+        from vgg16_xray.learn.checkpoint import load_model
+        from vgg16_xray.learn.engines import FrozenPart, choose
+        from vgg16_xray.learn.vgg16 import split_at
+
+        file = RunDir(model).best if model.is_dir() else model
+        if not file.exists():
+            raise UserError(f"--model: must be a run with a trained model, found none in {model}")
+        network, self.config = load_model(file)
+        self.engine = choose(engine)
+        prefix, trainable = split_at(network, self.config.train_from)
+        self._frozen = FrozenPart(prefix, preprocessing=self.config.preprocessing, engine=self.engine)
+        self._trainable = trainable.requires_grad_(False).eval()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes in the order of the probabilities."""
+        return self.config.labels
+
+    def probabilities(self, films: Sequence[np.ndarray]) -> np.ndarray:
+        """Class probabilities of decoded films, the same way as in training.
+
+        Args:
+            films: B films (H, W) uint8, as :func:`vgg16_xray.films.decode.decode` gives them.
+
+        Returns:
+            (B, K) float64, rows summing to 1.
+        """
+        import torch
+
+        from vgg16_xray.learn.features import in_half_precision
+        from vgg16_xray.learn.fit import forward
+
+        squares = np.stack([to_square(film, self.config.size) for film in films])
+        with torch.no_grad():
+            features = in_half_precision(self._frozen(torch.from_numpy(squares)))
+            return torch.softmax(forward(self._trainable, features, self.engine).double(), dim=1).numpy()
+
+    def predict(self, files: Sequence[Path]) -> Iterator[Prediction]:
+        """Answer for files, in their order; a file that cannot be read is an answer too.
+
+        Decoding runs beside the network, one batch ahead.
+        """
+
+        def work(file: Path) -> np.ndarray | UnreadableFilm:
+            try:
+                return to_square(decode(file), self.config.size)
+            except UnreadableFilm as error:
+                return error
+
+        batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool, progress("predict", total=len(files)) as bar:
+            ahead = [pool.submit(work, file) for file in batches[0]] if batches else []
+            for number, batch in enumerate(batches):
+                results = [future.result() for future in ahead]
+                ahead = [pool.submit(work, file) for file in batches[number + 1]] if number + 1 < len(batches) else []
+                films = [result for result in results if isinstance(result, np.ndarray)]
+                rows = iter(self.probabilities(films) if films else ())
+                for file, result in zip(batch, results, strict=True):
+                    yield (
+                        _refused(file, result) if isinstance(result, UnreadableFilm) else self._answer(file, next(rows))
+                    )
+                bar.advance(len(batch))
+
+    def _answer(self, file: Path, probabilities: np.ndarray) -> Prediction:
+        best = int(probabilities.argmax())
+        return Prediction(
+            path=str(file),
+            prediction=self.labels[best],
+            confidence=round(float(probabilities[best]), 6),
+            probabilities=tuple(
+                (label, round(float(p), 6)) for label, p in zip(self.labels, probabilities, strict=True)
+            ),
+            answer="answered",
+        )
+
+
+def _refused(file: Path, error: UnreadableFilm) -> Prediction:
+    return Prediction(
+        path=str(file),
+        prediction=None,
+        confidence=None,
+        probabilities=(),
+        answer="error",
+        reason=str(error).removeprefix(f"{file}: "),
+    )
+
+
+def films_in(inputs: Sequence[Path]) -> list[Path]:
+    """Files to predict: files as they are named, and the films below folders, masks and hidden files left out.
+
+    Raises:
+        UserError: A folder holds no film.
+    """
+    files: list[Path] = []
+    for given in inputs:
+        if not given.is_dir():
+            files.append(given)
+            continue
+        found = [
+            file
+            for file in sorted(given.rglob("*"))
+            if file.suffix.lower() in SUFFIXES and not _passed_over(file.relative_to(given)) and file.is_file()
+        ]
+        if not found:
+            raise UserError(f"{given}: must hold films ({', '.join(sorted(SUFFIXES))}), found none")
+        files += found
+    return files
+
+
+def _passed_over(path: Path) -> bool:
+    return any(part.startswith(".") or part.lower() in MASK_FOLDERS | IGNORED for part in path.parts)
+
+
+def as_json(predictions: Sequence[Prediction], *, labels: Sequence[str], model: str) -> str:
+    """One JSON object: what the model is, and a list of answers."""
+    rows: list[dict[str, Any]] = [
+        {
+            "path": row.path,
+            "prediction": row.prediction,
+            "confidence": row.confidence,
+            "probabilities": dict(row.probabilities),
+            "answer": row.answer,
+            "reason": row.reason,
+        }
+        for row in predictions
+    ]
+    document = {"research_use_only": RESEARCH_USE_ONLY, "model": model, "labels": list(labels), "predictions": rows}
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_csv(predictions: Sequence[Prediction], *, labels: Sequence[str]) -> str:
+    """``path,prediction,confidence,p_<label>...,answer,reason``, a row a file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "prediction", "confidence", *(f"p_{label}" for label in labels), "answer", "reason"])
+    for row in predictions:
+        p = [f"{value:.6f}" for _, value in row.probabilities] or [""] * len(labels)
+        confidence = "" if row.confidence is None else f"{row.confidence:.6f}"
+        writer.writerow([row.path, row.prediction or "", confidence, *p, row.answer, row.reason])
+    return text.getvalue()

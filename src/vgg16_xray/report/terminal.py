@@ -1,0 +1,144 @@
+"""What the steps found, said in a few lines on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vgg16_xray import RESEARCH_USE_ONLY
+from vgg16_xray.films.split import SPLITS
+
+if TYPE_CHECKING:
+    from vgg16_xray.learn.vgg16 import Layer
+    from vgg16_xray.predict import Prediction
+    from vgg16_xray.rundir import RunDir
+    from vgg16_xray.steps.download import Downloaded
+    from vgg16_xray.steps.initialise import Initialised
+    from vgg16_xray.steps.preprocess import Preprocessed
+    from vgg16_xray.steps.train import Trained
+
+
+def console() -> Console:
+    """Standard output as it is now: colours only on a terminal."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def say_preprocessed(done: Preprocessed, run: RunDir) -> None:
+    """Films by class and side, and what was left out."""
+    again = " (done before)" if done.already_done else ""
+    table = Table(title=f"preprocess{again}: {done.films:,} films", title_justify="left")
+    table.add_column("class")
+    for side in SPLITS:
+        table.add_column(side, justify="right")
+    for label in sorted({label for label, _ in done.counts}):
+        table.add_row(label, *(f"{done.counts.get((label, side), 0):,}" for side in SPLITS))
+    console().print(table)
+    if done.quarantined:
+        console().print(f"{done.quarantined:,} files left out, with the reasons in {run.quarantine}")
+
+
+def say_initialised(done: Initialised, *, layers: bool = False) -> None:
+    """The network in a line, or its whole layer table."""
+    if layers:
+        table = Table(title="layers", title_justify="left")
+        for column, justify in (("layer", "left"), ("kind", "left"), ("output", "left"), ("parameters", "right")):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column("trainable")
+        for layer in done.layers:
+            table.add_row(
+                layer.name,
+                layer.kind,
+                " x ".join(map(str, layer.shape)),
+                f"{layer.parameters:,}" if layer.parameters else "",
+                "yes" if layer.trainable else "",
+            )
+        console().print(table)
+    console().print(
+        f"initialise: recipe {done.recipe.name}; {parameters(done.layers, base=True):,} parameters in the base, "
+        f"{parameters(done.layers):,} in all, {parameters(done.layers, trainable=True):,} trainable"
+    )
+    console().print(f"weights: {done.weights}")
+    console().print(f"engine: {done.engine.name}, {done.engine.reason}")
+    for note in done.notes:
+        console().print(f"note: {note}")
+
+
+def parameters(layers: tuple[Layer, ...], *, base: bool = False, trainable: bool = False) -> int:
+    """Number of parameters, in the base alone, or of those that are trained."""
+    return sum(
+        layer.parameters
+        for layer in layers
+        if (layer.name.startswith("features.") or not base) and (layer.trainable or not trainable)
+    )
+
+
+def say_trained(done: Trained, run: RunDir) -> None:
+    """Only that it was done before; epochs say themselves while they run."""
+    if done.already_done:
+        console().print(f"train (done before): {len(done.history)} epochs, see {run.history}")
+
+
+def say_measured(what: str, measured: Mapping[str, Any]) -> None:
+    """Figures with their intervals, and the confusion matrix."""
+    overall = measured["overall"]
+    console().print(
+        f"{what}: {measured['images']:,} films, epoch {measured['epoch']}; accuracy {figure(overall['accuracy'])}, "
+        f"balanced accuracy {figure(overall['balanced_accuracy'])}, macro-F1 {figure(overall['macro_f1'])}, "
+        f"macro AUROC {figure(overall['macro_auroc'])}"
+    )
+    if what != "test":
+        return
+    table = Table(title="test films, 95 % intervals", title_justify="left")
+    names = ("sensitivity", "specificity", "precision", "f1", "auroc")
+    for column in ("class", "films", *names):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for label, values in measured["per_class"].items():
+        table.add_row(label, str(values["support"]), *(figure(values[name]) for name in names))
+    console().print(table)
+    console().print(RESEARCH_USE_ONLY)
+
+
+def figure(value: Mapping[str, float | None]) -> str:
+    """``0.913 (0.894-0.931)``; without the interval where there is none, a dash where there is no figure."""
+    if value["value"] is None:
+        return "–"
+    if value["low"] is None or value["high"] is None or value["low"] == value["high"]:
+        return f"{value['value']:.3f}"
+    return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
+
+
+def say_downloaded(done: Downloaded) -> None:
+    """Where the dataset lies, how it came, and how many films it has."""
+    counts = ", ".join(f"{label} {count:,}" for label, count in done.counts.items())
+    console().print(
+        f"download: {done.folder} ({done.came}{f', version {done.version}' if done.version else ''}): {counts}"
+    )
+    for warning in done.warnings:
+        console().print(f"warning: {warning}")
+
+
+def predictions_as_text(predictions: Sequence[Prediction], *, labels: Sequence[str], colours: bool) -> str:
+    """A table for people.
+
+    Args:
+        predictions: The answers, in their order.
+        labels: (K,) the classes, a column of probabilities each.
+        colours: Whether colours are wanted where the terminal has them.
+    """
+    table = Table(title=RESEARCH_USE_ONLY, title_justify="left", caption_justify="left")
+    table.add_column("film", overflow="fold")
+    table.add_column("prediction")
+    for label in labels:
+        table.add_column(label, justify="right")
+    table.add_column("reason", overflow="fold")
+    for row in predictions:
+        p = [f"{value:.3f}" for _, value in row.probabilities] or ["–"] * len(labels)
+        table.add_row(escape(row.path), escape(row.prediction or "error"), *p, escape(row.reason))
+    out = Console(highlight=False, no_color=not colours)
+    with out.capture() as captured:
+        out.print(table)
+    return captured.get()

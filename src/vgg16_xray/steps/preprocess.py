@@ -1,0 +1,385 @@
+"""Step 2: every film decoded once, checked, hashed, put on a side, and its pixels kept.
+
+Reads a dataset. Leaves ``manifest.parquet``, ``split.csv``, ``quarantine.csv``, ``pixels.npy`` and the first sections of
+``run.toml``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vgg16_xray.config import SEED
+from vgg16_xray.errors import UnreadableFilm, UserError
+from vgg16_xray.files import saying_why_not_written, whole_file, write_text
+from vgg16_xray.films import split as splitting
+from vgg16_xray.films.dataset import Dataset, FilmRow, scan
+from vgg16_xray.films.decode import SIZE, decode, pixels_sha256, to_square
+from vgg16_xray.films.store import create_array, release
+from vgg16_xray.progress import progress
+from vgg16_xray.rundir import RunDir, key_of, update_config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STEP = "preprocess"
+#: Raised when the same film would give other pixels or another row than before.
+VERSION = 1
+#: Films between two notes of how far decoding has come.
+NOTE_EVERY = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessed:
+    """What step 2 made."""
+
+    films: int
+    quarantined: int
+    #: (label, split) -> films.
+    counts: Mapping[tuple[str, str], int]
+    #: Whether everything was there already.
+    already_done: bool
+
+
+def preprocess(
+    data: Sequence[Path],
+    run: RunDir,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    seed: int = SEED,
+    resplit: bool = False,
+    size: int = SIZE,
+) -> Preprocessed:
+    """Scan, decode, hash, group, split and store the films of one or several collections.
+
+    Args:
+        data: Folders or tables, see :mod:`vgg16_xray.films.dataset`.
+        run: Where to put what is made.
+        mapping: ``{folder: label}``, see :func:`vgg16_xray.films.dataset.scan`.
+        seed: Seed of the split.
+        resplit: Make a new split even where the dataset brings one.
+        size: Side of the stored square, pixels.
+
+    Raises:
+        UserError: The data cannot be used: no two classes, a class with too few films.
+        Leak: The dataset's own split has a patient, or copies of a film, on two sides.
+    """
+    started = time.monotonic()
+    dataset = scan(data, mapping=mapping)
+    if resplit:
+        dataset = _without_splits(dataset)
+    key = key_of(VERSION, _listing(dataset), seed, size, resplit)
+    outputs = [run.manifest, run.split, run.quarantine, run.pixels, run.config]
+    if run.is_done(STEP, key, outputs):
+        manifest = read_manifest(run)
+        return _summary(manifest, _count_rows(run.quarantine), already_done=True)
+    with saying_why_not_written(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+    staged, films, broken = _decode_all(dataset, run, key=key, size=size)
+    manifest, late = _manifest(dataset, films, seed=seed)
+    quarantine = [(f"{collection}/{path}", reason) for collection, path, reason in dataset.left_out]
+    quarantine += [(f"{film.collection}/{film.path}", reason) for film, reason in broken]
+    # From here on the files are exchanged one by one: until all are there, none of them is taken for this step's.
+    run.unstamp(STEP)
+    with saying_why_not_written(run.pixels):
+        staged.replace(run.pixels)
+    with whole_file(run.manifest) as temporary:
+        manifest.to_parquet(temporary, index=False)
+    _write_csv(run.split, manifest[["collection", "path", "label", "group", "split"]])
+    _write_rows(run.quarantine, ("path", "reason"), sorted(quarantine))
+    update_config(
+        run,
+        run={"seed": seed, "size": size},
+        data={
+            "labels": sorted(set(manifest["label"])),
+            "films": len(manifest),
+            "quarantined": len(quarantine),
+            "fingerprint": fingerprint(manifest),
+            "split": "given with the data" if manifest.attrs["split_given"] else f"80/10/10 by group, seed {seed}",
+            "masks_without_film": dataset.masks_without_film,
+            "notes": [*dataset.notes, *late],
+            "collections": {name: str(root) for name, root in dataset.collections.items()},
+        },
+    )
+    run.stamp(STEP, key, seconds=time.monotonic() - started)
+    shutil.rmtree(_staging(run), ignore_errors=True)
+    return _summary(manifest, len(quarantine), already_done=False)
+
+
+def read_manifest(run: RunDir) -> pd.DataFrame:
+    """Read the manifest and check it: a leak across the split is an error in every step that follows.
+
+    Returns:
+        A row a film; row i is film i of ``pixels.npy``.
+
+    Raises:
+        UserError: The manifest is missing or damaged.
+        Leak: A group stands on two sides.
+    """
+    import pandas as pd
+
+    run.require_step(STEP, made_by="preprocess DATA --out")
+    try:
+        manifest = pd.read_parquet(run.manifest)
+    except Exception as error:
+        raise UserError(f"{run.manifest}: must be a whole Parquet table, found {error}") from error
+    groups = splitting.group_films(list(manifest["pixels_sha256"]), _patients(manifest))
+    splitting.check_no_leak(groups=groups, splits=list(manifest["split"]), names=list(manifest["path"]))
+    return manifest
+
+
+def fingerprint(manifest: pd.DataFrame) -> str:
+    """A key of what the films show, what they are called, and on which side they stand."""
+    return key_of(*(list(manifest[name]) for name in ("pixels_sha256", "label", "group", "split")))
+
+
+def _patients(manifest: pd.DataFrame) -> list[str | None]:
+    # Two collections may number their patients alike.
+    return [
+        f"{collection}/{patient}" if patient else None
+        for collection, patient in zip(manifest["collection"], manifest["patient_id"], strict=True)
+    ]
+
+
+def _without_splits(dataset: Dataset) -> Dataset:
+    from dataclasses import replace
+
+    return replace(dataset, films=tuple(replace(film, split=None) for film in dataset.films))
+
+
+def _listing(dataset: Dataset) -> list[list[Any]]:
+    """What tells, without decoding, that a dataset is the same as before."""
+    rows: list[list[Any]] = []
+    for film in dataset.films:
+        try:
+            status = dataset.file_of(film).stat()
+            state = [status.st_size, status.st_mtime_ns]
+        except OSError:
+            state = [-1, -1]
+        rows.append(
+            [film.collection, film.path, film.label, film.patient_id, film.source, film.split, film.mask, *state]
+        )
+    return rows
+
+
+def _staging(run: RunDir) -> Path:
+    return run.path / ".preprocess"
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    film: FilmRow
+    sha256: str
+    width: int
+    height: int
+
+
+def _decode_all(
+    dataset: Dataset, run: RunDir, *, key: str, size: int
+) -> tuple[Path, list[_Decoded], list[tuple[FilmRow, str]]]:
+    """Decode every film; row i of the returned file is film i of the returned list.
+
+    The journal has a line a film, written after the pixels are on the disk, so that a run that was killed goes on
+    behind the last line.
+    """
+    staging = _staging(run)
+    journal, pixels = staging / f"{key}.jsonl", staging / f"{key}.npy"
+    lines = _read_journal(journal) if pixels.exists() else []
+    if not lines:
+        shutil.rmtree(staging, ignore_errors=True)
+        store = create_array(pixels, shape=(len(dataset.films), size, size), dtype=np.uint8)
+    else:
+        store = np.lib.format.open_memmap(pixels, mode="r+")
+    rows = sum("sha256" in line for line in lines)
+    todo = dataset.films[len(lines) :]
+    pending: list[dict[str, Any]] = []
+
+    def note() -> None:
+        store.flush()
+        release(store)
+        with saying_why_not_written(journal), journal.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in pending)
+            file.flush()
+            os.fsync(file.fileno())
+        lines.extend(pending)
+        pending.clear()
+
+    with progress("decode films", total=len(dataset.films)) as bar:
+        bar.start_at(len(lines))
+        for film, result in _in_order(dataset, todo, size):
+            if isinstance(result, UnreadableFilm):
+                root = f"{dataset.file_of(film)}: "
+                pending.append({"path": film.path, "reason": str(result).removeprefix(root)})
+            else:
+                square, decoded = result
+                store[rows] = square
+                rows += 1
+                pending.append({"path": film.path, "sha256": decoded.sha256, "size": [decoded.width, decoded.height]})
+            bar.advance()
+            if len(pending) >= NOTE_EVERY:
+                note()
+    note()
+    films, broken = [], []
+    for film, line in zip(dataset.films, lines, strict=True):
+        if "sha256" in line:
+            films.append(_Decoded(film, line["sha256"], *line["size"]))
+        else:
+            broken.append((film, line["reason"]))
+    return _shortened(pixels, rows=len(films), size=size), films, broken
+
+
+def _shortened(pixels: Path, *, rows: int, size: int) -> Path:
+    """Cut the unused rows of broken films off the end of the file: a shorter shape in its header, then truncation."""
+    stored = np.lib.format.open_memmap(pixels, mode="r")
+    if stored.shape[0] != rows:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": stored.dtype.str, "fortran_order": False, "shape": (rows, size, size)}
+        )
+        # numpy pads headers to a multiple of 64 bytes with room to spare, so that a smaller shape takes no less.
+        if len(header.getvalue()) != stored.offset:
+            raise AssertionError(f"{pixels}: header of {len(header.getvalue())} bytes in place of {stored.offset}")
+        with pixels.open("r+b") as file:
+            file.write(header.getvalue())
+            file.truncate(len(header.getvalue()) + rows * size * size)
+    return pixels
+
+
+def _read_journal(journal: Path) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    if journal.exists():
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                # The machine stopped in the middle of this line.
+                break
+    return lines
+
+
+def _in_order(
+    dataset: Dataset, films: Sequence[FilmRow], size: int
+) -> Iterator[tuple[FilmRow, tuple[np.ndarray, _Decoded] | UnreadableFilm]]:
+    """Decode on all cores, a bounded number of films ahead, and give them in their order."""
+
+    def work(film: FilmRow) -> tuple[np.ndarray, _Decoded] | UnreadableFilm:
+        try:
+            pixels = decode(dataset.file_of(film))
+        except UnreadableFilm as error:
+            return error
+        height, width = pixels.shape
+        return to_square(pixels, size), _Decoded(film, pixels_sha256(pixels), width, height)
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[tuple[FilmRow, Future[tuple[np.ndarray, _Decoded] | UnreadableFilm]]] = deque()
+        try:
+            for film in films:
+                ahead.append((film, pool.submit(work, film)))
+                if len(ahead) > 4 * workers:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+
+def _manifest(dataset: Dataset, films: Sequence[_Decoded], *, seed: int) -> tuple[pd.DataFrame, list[str]]:
+    import pandas as pd
+
+    if len({decoded.film.label for decoded in films}) < 2:
+        raise UserError(
+            f"{', '.join(map(str, dataset.collections.values()))}: must hold readable films of at least two classes, "
+            f"found {len(films)} readable films in all"
+        )
+    table = pd.DataFrame(
+        {
+            "path": [d.film.path for d in films],
+            "collection": [d.film.collection for d in films],
+            "label": [d.film.label for d in films],
+            "pixels_sha256": [d.sha256 for d in films],
+            "patient_id": [d.film.patient_id or "" for d in films],
+            "source": [d.film.source or "" for d in films],
+            "width": [d.width for d in films],
+            "height": [d.height for d in films],
+            "mask": [d.film.mask or "" for d in films],
+        }
+    )
+    labels, pixels = list(table["label"]), list(table["pixels_sha256"])
+    groups = splitting.group_films(pixels, _patients(table))
+    given = [d.film.split or "" for d in films]
+    table["group"] = groups
+    table["split"] = (
+        _given_split(given, labels=labels, groups=groups, pixels=pixels, seed=seed)
+        if given[0]
+        else splitting.split_films(labels=labels, groups=groups, pixels=pixels, seed=seed)
+    )
+    splitting.check_no_leak(groups=groups, splits=list(table["split"]), names=list(table["path"]))
+    splitting.check_every_class_on_every_side(labels=labels, splits=list(table["split"]))
+    table.attrs["split_given"] = bool(given[0])
+    notes = []
+    if copies := len(pixels) - len(set(pixels)):
+        notes.append(f"{copies} films are exact copies of another; copies stand on one side of the split")
+    if contradicted := splitting.conflicts(labels=labels, pixels=pixels):
+        notes.append(
+            f"{len(contradicted)} films show exactly what a film of another class shows, first "
+            f"{table['path'][contradicted[0]]}; they are used for training only"
+            if not given[0]
+            else f"{len(contradicted)} films show exactly what a film of another class shows, first "
+            f"{table['path'][contradicted[0]]}"
+        )
+    return table, notes
+
+
+def _given_split(
+    given: Sequence[str], *, labels: Sequence[str], groups: Sequence[str], pixels: Sequence[str], seed: int
+) -> list[str]:
+    """The dataset's own split; validation films are taken from training where it brings none."""
+    splits = list(given)
+    if splitting.VALIDATION not in splits:
+        rows = [i for i, side in enumerate(splits) if side == splitting.TRAIN]
+        dealt = splitting.split_films(
+            labels=[labels[i] for i in rows],
+            groups=[groups[i] for i in rows],
+            pixels=[pixels[i] for i in rows],
+            seed=seed,
+            test=0,
+        )
+        for i, side in zip(rows, dealt, strict=True):
+            splits[i] = side
+    return splits
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def _write_rows(path: Path, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    import pandas as pd
+
+    _write_csv(path, pd.DataFrame(rows, columns=list(columns)))
+
+
+def _count_rows(path: Path) -> int:
+    import pandas as pd
+
+    return len(pd.read_csv(path))
+
+
+def _summary(manifest: pd.DataFrame, quarantined: int, *, already_done: bool) -> Preprocessed:
+    counts = Counter(zip(manifest["label"], manifest["split"], strict=True))
+    return Preprocessed(films=len(manifest), quarantined=quarantined, counts=counts, already_done=already_done)

@@ -1,0 +1,241 @@
+"""Step 4: the trainable part is fitted; what the frozen part yields is computed once.
+
+Reads ``run.toml``, ``manifest.parquet``, ``pixels.npy``. Leaves ``features/``, ``history.csv`` and ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vgg16_xray.errors import UserError
+from vgg16_xray.films.split import TRAIN, VALIDATION
+from vgg16_xray.films.store import ArrayStore
+from vgg16_xray.learn.augment import Augment
+from vgg16_xray.learn.engines import FrozenPart
+from vgg16_xray.learn.features import ComputedFeatures, FeatureSource, store_features
+from vgg16_xray.rundir import RunDir, key_of
+from vgg16_xray.steps.initialise import Plan, assemble, read_plan
+from vgg16_xray.steps.preprocess import read_manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from vgg16_xray.learn.vgg16 import VGG16
+
+STEP = "train"
+#: With these the features would take more room than the pixels: they are computed when they are wanted.
+NEVER_STORED = frozenset({"all", "block2"})
+#: Added to the number of a view before it seeds a draw, so that view 1 is not what epoch 1 would have drawn.
+VIEW_DRAW = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What step 4 made."""
+
+    history: list[dict[str, float]]
+    already_done: bool
+
+
+def train(run: RunDir, *, resume: bool = False) -> Trained:
+    """Fit the model that ``run.toml`` describes; go on where an interrupted training of the same stopped.
+
+    Args:
+        run: A run with steps 2 and 3 finished.
+        resume: Refuse to begin anew: there must be something to go on from.
+
+    Raises:
+        UserError: A step before has not finished, there is nothing to resume, the disk is full.
+    """
+    started = time.monotonic()
+    plan = read_plan(run)
+    outputs = [run.best, run.last, run.history]
+    if run.is_done(STEP, plan.key, outputs):
+        return Trained(history=read_history(run.history), already_done=True)
+    manifest = read_manifest(run)
+    _set_others_aside(run, plan, resume=resume)
+    pixels = open_pixels(run, manifest)
+    model = assemble(plan.recipe, classes=len(plan.labels), weights=plan.weights, seed=plan.seed)
+    features = Features(run, plan, model, pixels, manifest)
+
+    from vgg16_xray.learn.fit import TrainingData, fit
+
+    data = TrainingData(
+        targets=targets_of(manifest, plan),
+        train=rows_of(manifest, TRAIN),
+        validation=rows_of(manifest, VALIDATION),
+        train_features=features.for_training(),
+        validation_features=features.as_they_are(),
+    )
+    history = fit(
+        model,
+        data,
+        plan.recipe,
+        labels=plan.labels,
+        size=plan.size,
+        seed=plan.seed,
+        key=plan.key,
+        engine=plan.engine,
+        last=run.last,
+        best=run.best,
+        history=run.history,
+    )
+    run.stamp(STEP, plan.key, seconds=time.monotonic() - started)
+    return Trained(history=history, already_done=False)
+
+
+class Features:
+    """What the frozen part of a run's model yields for its films.
+
+    Args:
+        run: Where the features are kept.
+        plan: What the run does.
+        model: The network, as initialised or as trained: its frozen part is the same.
+        pixels: The films.
+        manifest: A row a film.
+    """
+
+    def __init__(self, run: RunDir, plan: Plan, model: VGG16, pixels: ArrayStore, manifest: pd.DataFrame) -> None:
+        from vgg16_xray.learn.vgg16 import split_at
+
+        prefix, _ = split_at(model, plan.recipe.train_from)
+        self._frozen = FrozenPart(prefix, preprocessing=plan.recipe.preprocessing, engine=plan.engine)
+        self._run, self._plan, self._pixels = run, plan, pixels
+        self._all = np.arange(len(manifest))
+        self._train = rows_of(manifest, TRAIN)
+        self._of_pixels = key_of(list(manifest["pixels_sha256"]), plan.size)
+
+    def as_they_are(self) -> FeatureSource:
+        """Features of every film, nothing changed."""
+        return self._view(0)
+
+    def for_training(self) -> _Epochs:
+        """Features of the training films in an epoch, changed as the recipe says."""
+        augmentation, seed = self._plan.recipe.augmentation, self._plan.seed
+        if not augmentation.changes:
+            return _Epochs(lambda epoch: self.as_they_are())
+        if augmentation.views == 0 or self._plan.recipe.train_from in NEVER_STORED:
+            return _Epochs(
+                lambda epoch: ComputedFeatures(
+                    self._frozen, self._pixels, change=Augment(augmentation, seed=seed, draw=epoch)
+                )
+            )
+        views = [self._view(number) for number in range(augmentation.views + 1)]
+        return _Epochs(lambda epoch: _OneOfViews(views, seed=seed, epoch=epoch))
+
+    def _view(self, number: int) -> FeatureSource:
+        """Features of view `number`; 0 is every film as it is, the others are the training films, changed."""
+        from vgg16_xray.learn.vgg16 import feature_shape
+
+        recipe = self._plan.recipe
+        rows, change, what = self._all, None, "as they are"
+        if number:
+            change = Augment(recipe.augmentation, seed=self._plan.seed, draw=VIEW_DRAW + number)
+            rows, what = self._train, f"view {number} of {recipe.augmentation.views}"
+        source = ComputedFeatures(self._frozen, self._pixels, change=change)
+        if recipe.train_from in NEVER_STORED:
+            return source
+        drawn = [recipe.as_dict()["augmentation"], self._plan.seed, [int(row) for row in rows]] if number else None
+        key = key_of(
+            self._of_pixels, self._plan.weights_sha256, self._plan.engine.name, recipe.preprocessing, number, drawn
+        )
+        return store_features(
+            source,
+            rows,
+            shape=feature_shape(recipe.train_from, self._plan.size),
+            path=self._run.features / f"{recipe.train_from}-{key}.npy",
+            description=f"features of the frozen part, films {what}",
+        )
+
+
+class _Epochs:
+    """Calls a function with the number of an epoch: a lambda with a name for the type checker and the reader."""
+
+    def __init__(self, make: object) -> None:
+        self._make = make
+
+    def __call__(self, epoch: int) -> FeatureSource:
+        source: FeatureSource = self._make(epoch)  # type: ignore[operator]
+        return source
+
+
+class _OneOfViews:
+    """Takes one of several stored views of each film, drawn by (seed, epoch, film)."""
+
+    def __init__(self, views: list[FeatureSource], *, seed: int, epoch: int) -> None:
+        self._views, self._seed, self._epoch = views, seed, epoch
+
+    def take(self, rows: np.ndarray) -> torch.Tensor:
+        """See :class:`vgg16_xray.learn.features.FeatureSource`."""
+        import torch
+
+        drawn = np.array(
+            [np.random.default_rng([self._seed, self._epoch, int(row)]).integers(len(self._views)) for row in rows]
+        )
+        places = [np.flatnonzero(drawn == number) for number in range(len(self._views))]
+        parts = [view.take(rows[at]) for view, at in zip(self._views, places, strict=True) if len(at)]
+        back = np.argsort(np.concatenate(places), kind="stable")
+        return torch.cat(parts)[torch.from_numpy(back)]
+
+
+def open_pixels(run: RunDir, manifest: pd.DataFrame) -> ArrayStore:
+    """Open the pixel store and check that it belongs to the manifest.
+
+    Raises:
+        UserError: It is missing, or has another number of films.
+    """
+    pixels = ArrayStore(run.require(run.pixels, made_by="preprocess DATA --out"))
+    if len(pixels) != len(manifest) or pixels.dtype != np.uint8:
+        raise UserError(
+            f"{run.pixels}: must hold {len(manifest)} films of uint8, found {len(pixels)} of {pixels.dtype}"
+        )
+    return pixels
+
+
+def targets_of(manifest: pd.DataFrame, plan: Plan) -> np.ndarray:
+    """(N,) int64: class of every film, in the stored order of the labels."""
+    return manifest["label"].map({label: i for i, label in enumerate(plan.labels)}).to_numpy(dtype=np.int64)
+
+
+def rows_of(manifest: pd.DataFrame, side: str) -> np.ndarray:
+    """(n,) int64, ascending: rows of the films on one side of the split."""
+    return np.flatnonzero((manifest["split"] == side).to_numpy())
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows of ``history.csv``."""
+    import pandas as pd
+
+    return [{str(k): float(v) for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
+
+
+def _set_others_aside(run: RunDir, plan: Plan, *, resume: bool) -> None:
+    """Move what another training left out of the way; nothing that was computed is deleted."""
+    from vgg16_xray.learn.checkpoint import load_tensors
+
+    if not run.last.exists():
+        if resume:
+            raise UserError(f"{run.path}: --resume needs a training that was interrupted, found none")
+        return
+    _, header = load_tensors(run.last)
+    if header.get("key") == plan.key:
+        return
+    if resume:
+        raise UserError(
+            f"{run.path}: --resume needs an interrupted training of the same data, recipe, weights, seed and engine, "
+            "found one of others",
+            hint="without --resume a new training begins and the old one is set aside",
+        )
+    aside = run.path / "superseded" / str(header.get("key", "unknown"))
+    aside.mkdir(parents=True, exist_ok=True)
+    run.unstamp(STEP)
+    for file in (run.history, run.last, run.best):
+        if file.exists():
+            file.replace(aside / file.name)
+    print(f"{run.path}: another training was here; it is kept in {aside}")

@@ -1,0 +1,106 @@
+"""Step 5: the best epoch is loaded again and measured on the validation films, never on the test films.
+
+Reads what step 4 left. Leaves ``validation.json``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vgg16_xray import RESEARCH_USE_ONLY
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import read_json, write_json
+from vgg16_xray.films.split import VALIDATION
+from vgg16_xray.rundir import RunDir, key_of, sha256_of
+from vgg16_xray.steps.initialise import Plan, read_plan
+from vgg16_xray.steps.preprocess import read_manifest
+from vgg16_xray.steps.train import Features, open_pixels, read_history, rows_of, targets_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vgg16_xray.learn.checkpoint import ModelConfig
+
+STEP = "validate"
+
+
+def validate(run: RunDir) -> dict[str, Any]:
+    """Measure the best epoch on the validation films.
+
+    Returns:
+        What ``validation.json`` holds: the numbers of :func:`vgg16_xray.trust.metrics.evaluate`, which epoch was
+        chosen by what, and every epoch.
+
+    Raises:
+        UserError: A step before has not finished.
+    """
+    started = time.monotonic()
+    trained = TrainedRun(run)
+    key = key_of(trained.checkpoint_sha256, trained.plan.fingerprint)
+    if run.is_done(STEP, key, [run.validation]):
+        return dict(read_json(run.validation))
+    measured = trained.measure(trained.probabilities(rows_of(trained.manifest, VALIDATION)), VALIDATION)
+    measured |= {"epochs": read_history(run.history)}
+    write_json(run.validation, measured)
+    run.stamp(STEP, key, seconds=time.monotonic() - started)
+    return measured
+
+
+class TrainedRun:
+    """The best model of a run beside the films it was trained, chosen and tested on.
+
+    Raises:
+        UserError: A step before has not finished, or a file is damaged.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        from vgg16_xray.learn.checkpoint import load_model
+
+        run.require_step("train", made_by="train")
+        self.run = run
+        self.plan: Plan = read_plan(run)
+        self.manifest: pd.DataFrame = read_manifest(run)
+        self.config: ModelConfig
+        self._model, self.config = load_model(run.require(run.best, made_by="train"))
+        if self.config.labels != self.plan.labels:
+            raise UserError(f"{run.best}: must have the classes {self.plan.labels}, found {self.config.labels}")
+        self.checkpoint_sha256 = sha256_of(run.best)
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        """(n, K) float64, a row a film of `rows` (n,), in their order."""
+        from vgg16_xray.learn.fit import probabilities
+        from vgg16_xray.learn.vgg16 import split_at
+
+        features = Features(self.run, self.plan, self._model, open_pixels(self.run, self.manifest), self.manifest)
+        _, trainable = split_at(self._model, self.plan.recipe.train_from)
+        return probabilities(
+            trainable.eval(), features.as_they_are(), rows, engine=self.plan.engine, description="predict films"
+        )
+
+    def measure(self, probabilities: np.ndarray, side: str) -> dict[str, Any]:
+        """Numbers of one side of the split.
+
+        Args:
+            probabilities: (n, K), a row a film of that side, in the manifest's order.
+            side: A name of :data:`vgg16_xray.films.split.SPLITS`.
+        """
+        from vgg16_xray.trust.metrics import evaluate
+
+        rows = rows_of(self.manifest, side)
+        return {
+            "research_use_only": RESEARCH_USE_ONLY,
+            "split": side,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "epoch": self.config.epoch,
+            "criterion": f"highest validation {self.plan.recipe.select}",
+            **evaluate(
+                truth=targets_of(self.manifest, self.plan)[rows],
+                probabilities=probabilities,
+                labels=self.plan.labels,
+                groups=list(self.manifest["group"].iloc[rows]),
+                seed=self.plan.seed,
+            ),
+        }
