@@ -35,8 +35,8 @@ class FlatSequential(nn.Sequential):
 
 def dense(inputs: int, outputs: int) -> nn.Linear:
     """A fully connected layer that starts as Keras' ``Dense`` does: Glorot uniform weights, zero bias."""
-    # torch's own initialisation is skipped: it would draw 103 million numbers for the widest layer and drop them.
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    # torch's own initialisation is left out: it would draw 103 million numbers for the widest layer and drop them.
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device=torch.get_default_device())
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from vgg16_xray.errors import UserError
 from vgg16_xray.learn.heads import build_head
 
-#: (convolutions, channels) of each block; a 2 x 2 maximum pool ends each (Simonyan & Zisserman 2014, table 1, column D).
+#: (convolutions, channels) of each block; a 2 x 2 maximum pool ends each (table 1, column D).
 CONFIGURATION_D = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 #: Side of a film, pixels.
 SIZE = 224
@@ -45,6 +46,7 @@ class VGG16(nn.Module):
     """
 
     def __init__(self, classifier: nn.Module) -> None:
+        """Put configuration D together, with random weights."""
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -71,6 +73,7 @@ class Trainable(nn.Module):
     """
 
     def __init__(self, features: nn.Sequential, classifier: nn.Module) -> None:
+        """Share the layers; copy nothing."""
         super().__init__()
         self.features = features
         self.classifier = classifier
@@ -125,8 +128,8 @@ def split_at(model: VGG16, train_from: str) -> tuple[nn.Sequential, Trainable]:
     """
     cut = cut_of(train_from)
     # A slice of nn.Sequential keeps the names of its layers.
-    prefix, rest = model.features[:cut], Trainable(model.features[cut:], model.classifier)
-    return prefix.requires_grad_(False).eval(), rest.requires_grad_(True)
+    prefix, features = (cast("nn.Sequential", model.features[part]) for part in (slice(cut), slice(cut, None)))
+    return prefix.requires_grad_(False).eval(), Trainable(features, model.classifier).requires_grad_(True)
 
 
 def feature_shape(train_from: str, size: int = SIZE) -> tuple[int, int, int]:

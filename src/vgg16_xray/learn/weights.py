@@ -51,7 +51,7 @@ PREPROCESSING: MappingProxyType[str, Preprocessing] = MappingProxyType(
         p.name: p
         for p in (
             Preprocessing("unit", "RGB, x / 255", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
-            # Mean of ImageNet's pixels in BGR (Simonyan & Zisserman's Caffe release; keras/applications/imagenet_utils.py).
+            # Mean of ImageNet's pixels in BGR (Oxford's Caffe release; keras/applications/imagenet_utils.py).
             Preprocessing("caffe", "BGR, ImageNet mean subtracted", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
             Preprocessing(
                 "torch",
@@ -80,7 +80,9 @@ def normalise(pixels: torch.Tensor, preprocessing: str, dtype: torch.dtype = tor
     """
     how = _preprocessing(preprocessing)
     grey = pixels.to(torch.float32).unsqueeze(-1)
-    mean, divisor = (torch.tensor(values, dtype=torch.float32, device=grey.device) for values in (how.mean, how.divisor))
+    mean, divisor = (
+        torch.tensor(values, dtype=torch.float32, device=grey.device) for values in (how.mean, how.divisor)
+    )
     return ((grey - mean) / divisor).to(dtype).permute(0, 3, 1, 2)
 
 
@@ -285,8 +287,9 @@ def _checked(path: Path, found: _Found) -> dict[str, torch.Tensor]:
         if found.shapes[name] != shape:
             raise UserError(f"{path}: {name} must have the shape {shape}, found {found.shapes[name]}")
         tensor = found.read(name)
-        if not tensor.dtype.is_floating_point:
-            raise UserError(f"{path}: {name} must hold floating-point numbers, found {tensor.dtype}")
+        if not tensor.dtype.is_floating_point or tensor.layout != torch.strided or tensor.is_meta:
+            found_what = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise UserError(f"{path}: {name} must hold dense floating-point numbers, found {found_what}")
         tensors[name] = tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         if not tensors[name].isfinite().all():
             raise UserError(f"{path}: {name} must hold finite numbers, found NaN or infinity")
