@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -221,7 +222,9 @@ def _with_prefix(name: str) -> str:
 
 def _open_pth(path: Path, *, mmap: bool) -> _Found:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol; the refusal below is the one line
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle can raise anything
         asks = re.search(r"GLOBAL (\S+)", str(error))
         found = f"a pickle that asks to run {asks[1]}" if asks else f"a damaged file ({_one_line(error)})"
