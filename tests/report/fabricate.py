@@ -68,13 +68,13 @@ def fabricate(
                 "collection": "radiography",
                 "label": label,
                 "pixels_sha256": f"{i // 3 if i in (1, 2) else i:064x}",
-                "patient_id": f"p{i // 2}" if patients and label == labels[-1] else None,
-                "source": names[i % len(names)] if names else None,
+                "patient_id": f"p{i // 2}" if patients and label == labels[-1] else "",
+                "source": names[i % len(names)] if names else "",
                 "group": f"{i:016x}",
                 "split": side,
                 "width": 299,
                 "height": 299,
-                "mask": None,
+                "mask": "",
             }
         )
     manifest = pd.DataFrame(rows)
@@ -82,7 +82,9 @@ def fabricate(
         run.config,
         f'[run]\nversion = "{__version__}"\ncommand = "vgg16-xray run radiography --out demo"\nseed = 1234\n'
         'started = "2026-10-30T09:00:00+0000"\n\n[machine]\nwords = "2 cores, AVX-512, 8 GiB; Linux"\n\n'
-        f'[data]\ncollections = ["radiography"]\nfingerprint = "5b1f9d3c0a7e4412"\nimages = {films}\n\n'
+        f'[data]\nlabels = {json.dumps(sorted(labels))}\nfilms = {films}\nfingerprint = "5b1f9d3c0a7e4412"\n'
+        'split = "80/10/10 by group, seed 1234"\nnotes = ["2 films are exact copies of another"]\n'
+        'collections = { radiography = "/data/radiography" }\n\n'
         '[recipe]\nname = "default"\nhead = "gap"\ntrain_from = "block5"\nepochs = 8\n\n'
         '[engine]\nname = "torch channels-last bf16"\nrate = 11.8\n',
     )
@@ -130,7 +132,7 @@ def fabricate(
             "split": side,
             "checkpoint_sha256": "ab" * 32,
             "epoch": 6,
-            "criterion": "macro_f1",
+            "criterion": "highest validation macro_f1",
         }
         epochs = {"epochs": json.loads(_history().to_json(orient="records"))} if side == "validation" else {}
         write_json(file, about | measured | epochs)

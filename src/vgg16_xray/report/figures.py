@@ -84,7 +84,7 @@ PICTURES: Mapping[str, Picture] = {
             file="images_per_class.png",
             title="Films per class",
             alt="Bar chart: how many films each class has, each bar divided into training, validation, test.",
-            reading="A short bar is a class of which little was seen: trust its figures less, and read their intervals.",
+            reading="A short bar is a class of which little was seen: trust its figures less; read their intervals.",
         ),
         Picture(
             file="preview.png",

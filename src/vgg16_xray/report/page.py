@@ -1,0 +1,454 @@
+"""One self-contained page that tells what a run did, on what, how well, and how far that can be believed.
+
+The page asks the network for nothing and runs no script; its own content policy forbids both. Whatever comes from the
+user's data is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgg16_xray import RESEARCH_USE_ONLY, __version__
+from vgg16_xray.files import read_json, write_text
+from vgg16_xray.films.split import SPLITS, TEST, TRAIN
+from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
+from vgg16_xray.rundir import RunDir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Rows of a table that a reader still reads; the rest is counted, and stands in the named file.
+MOST_ROWS = 200
+#: Sources in the class-by-source table.
+MOST_SOURCES = 40
+UNKNOWN_SOURCE = "unknown"
+
+#: Step, its name in steps.json, what it does, the command that does it.
+STEPS = (
+    ("Download", "download", "the dataset, whole or not at all", "download"),
+    ("Preprocess", "preprocess", "every film decoded, checked, put on one side of the split, and stored", "preprocess"),
+    ("Initialise", "initialise", "VGG16 with the weights of ImageNet, and a new head", "init"),
+    ("Train", "train", "the trainable part fitted to the training films", "train"),
+    ("Validate", "validate", "the best epoch chosen and measured on the validation films", "validate"),
+    ("Test", "test", "the model measured once on films that it never met", "test"),
+)
+OVERALL_NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "macro_auroc": "Macro AUROC",
+    "macro_average_precision": "Macro average precision",
+    "log_loss": "Log loss",
+}
+OVERALL_MEANINGS = {
+    "accuracy": "share of the films that were named rightly",
+    "balanced_accuracy": "mean of the classes' sensitivities: every class counts alike, however rare",
+    "macro_f1": "mean of the classes' F1",
+    "macro_auroc": "mean of the classes' areas under the ROC curve",
+    "macro_average_precision": "mean of the classes' areas under the precision-recall curve",
+    "log_loss": "how surprised the probabilities were by the truth; 0 is best",
+}
+PER_CLASS_NAMES = {
+    "precision": "Precision",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+}
+
+
+def write_report(run: RunDir) -> Path:
+    """Write the page from whatever the run has so far; what is missing is named in it.
+
+    The same run directory gives the same bytes.
+
+    Returns:
+        Its path, :attr:`RunDir.report`.
+
+    Raises:
+        UserError: A file of the run is damaged, or the page cannot be written.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vgg16_xray.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., str]] = {
+        "count": lambda number: f"{number:,}",
+        "percent": _percent,
+        "figure": _figure,
+        "interval": _interval,
+        "duration": duration,
+    }
+    environment.filters |= filters
+    environment.globals |= {"has_interval": has_interval}
+    page = environment.get_template("report.html.j2").render(_content(run))
+    write_text(run.report, page)
+    return run.report
+
+
+# -- how numbers are written
+
+
+def _percent(share: float | None) -> str:
+    return "not defined" if share is None else f"{100 * share:.1f} %"
+
+
+def _figure(figure: Mapping[str, float | None], *, percent: bool = False) -> str:
+    value = figure["value"]
+    if value is None:
+        return "not defined"
+    return f"{100 * value:.1f} %" if percent else f"{value:.3f}"
+
+
+def _interval(figure: Mapping[str, float | None], *, percent: bool = False) -> str:
+    """Both bounds, or nothing where the bootstrap knows none."""
+    low, high = figure.get("low"), figure.get("high")
+    if low is None or high is None or not has_interval(figure):
+        return ""
+    return f"{100 * low:.1f}–{100 * high:.1f} %" if percent else f"{low:.3f}–{high:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: ``0.4 s``, ``41 s``, ``30 min 31 s``, ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+# -- what the page says
+
+
+def _content(run: RunDir) -> dict[str, Any]:
+    config_text = run.config.read_text("utf-8", errors="replace") if run.config.exists() else ""
+    config = _toml(config_text)
+    manifest = _manifest(run)
+    test = read_json(run.test) if run.test.exists() else None
+    validation = read_json(run.validation) if run.validation.exists() else None
+    layers = read_json(run.layers) if run.layers.exists() else None
+    return {
+        "name": run.path.resolve().name,
+        "package_version": __version__,
+        "research_use_only": RESEARCH_USE_ONLY,
+        "css": _markup((Path(__file__).parent / "templates" / "report.css").read_text("utf-8")),
+        "facts": _facts(config),
+        "config_text": config_text,
+        "notes": [str(note) for note in config.get("data", {}).get("notes", [])],
+        "steps": _steps(run),
+        "test": test,
+        "validation": validation,
+        "overall_names": OVERALL_NAMES,
+        "overall_meanings": OVERALL_MEANINGS,
+        "per_class_names": PER_CLASS_NAMES,
+        "best_epoch": best_epoch(run),
+        "data": _data(manifest) if manifest is not None else None,
+        "belief": believe(manifest) if manifest is not None else None,
+        "quarantine": _quarantine(run),
+        "pictures": _pictures(run),
+        "layers": layers,
+        "parameters": _parameters(layers["layers"]) if layers else None,
+        "history": _history(run),
+        "most_rows": MOST_ROWS,
+        "files": {name: getattr(run, name).name for name in ("quarantine", "predictions", "report", "history", "test")},
+    }
+
+
+def _markup(text: str) -> Any:
+    """Text that is not escaped: the package's own style sheet, and nothing else."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """The configuration as values; a file that was written by hand and is not TOML is still shown as text."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return {}
+
+
+def _facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What identifies a run, where ``run.toml`` says it."""
+    wanted = (
+        ("Package", "run", "version"),
+        ("Started", "run", "started"),
+        ("Command", "run", "command"),
+        ("Data", "data", "collections"),
+        ("Split", "data", "split"),
+        ("Data fingerprint", "data", "fingerprint"),
+        ("Recipe", "recipe", "name"),
+        ("Weights", "weights", "origin"),
+        ("Seed", "run", "seed"),
+        ("Machine", "machine", "words"),
+        ("Engine", "engine", "name"),
+    )
+    facts = []
+    for name, section, key in wanted:
+        part = config.get(section, {})
+        value = part.get(key) if isinstance(part, dict) else None
+        if value in (None, "", [], {}):
+            continue
+        facts.append((name, ", ".join(map(str, value)) if isinstance(value, list | dict) else str(value)))
+    return facts
+
+
+def _manifest(run: RunDir) -> pd.DataFrame | None:
+    import pandas as pd
+
+    if not run.manifest.exists():
+        return None
+    table = pd.read_parquet(run.manifest)
+    for name in ("patient_id", "source"):
+        table[name] = table[name].fillna("").astype(str)
+    return table
+
+
+def _steps(run: RunDir) -> list[dict[str, Any]]:
+    stamps = run.stamps()
+    steps = []
+    for number, (name, key, words, command) in enumerate(STEPS, start=1):
+        stamp = stamps.get(key)
+        # A folder that was there already needs no download: that step is then done by whoever made the folder.
+        given = key == "download" and stamp is None and "preprocess" in stamps
+        steps.append(
+            {
+                "number": number,
+                "name": name,
+                "words": words,
+                "command": f"vgg16-xray {command} {run.path.name}",
+                "state": "done" if stamp else "given" if given else "missing",
+                "seconds": stamp.get("seconds") if stamp else None,
+                "finished": str(stamp.get("finished", "")).replace("T", " ")[:19] if stamp else "",
+            }
+        )
+    return steps
+
+
+def _data(manifest: pd.DataFrame) -> dict[str, Any]:
+    labels = sorted(manifest["label"].unique())
+    found: dict[Any, int] = manifest.groupby(["label", "split"]).size().to_dict()
+    rows = [
+        {
+            "label": label,
+            "counts": [int(found.get((label, side), 0)) for side in SPLITS],
+            "total": int((manifest["label"] == label).sum()),
+        }
+        for label in labels
+    ]
+    known = manifest[manifest["patient_id"] != ""]
+    copies = manifest["pixels_sha256"].duplicated()
+    labels_of = manifest.groupby("pixels_sha256")["label"].nunique()
+    sizes = Counter(f"{w} × {h}" for w, h in zip(manifest["width"], manifest["height"], strict=True))
+    return {
+        "splits": SPLITS,
+        "labels": labels,
+        "rows": rows,
+        "totals": [int((manifest["split"] == side).sum()) for side in SPLITS],
+        "groups": [int(manifest.loc[manifest["split"] == side, "group"].nunique()) for side in SPLITS],
+        "films": len(manifest),
+        "all_groups": int(manifest["group"].nunique()),
+        "patients": len(set(zip(known["collection"], known["patient_id"], strict=True))),
+        "films_with_patient": len(known),
+        "copies": int(copies.sum()),
+        "contradicted": int((labels_of > 1).sum()),
+        "masks": int((manifest["mask"].fillna("") != "").sum()),
+        "sizes": sizes.most_common(3),
+        "kinds_of_sizes": len(sizes),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Belief:
+    """What the manifest says about class and source, and what follows for the number."""
+
+    #: ``confounded``: no source has two classes; ``partly``: some classes stand alone; ``mixed``; ``unknown``.
+    verdict: str
+    headline: str
+    sentences: tuple[str, ...]
+    labels: tuple[str, ...]
+    #: (source, films of each class, number of classes in it), the largest source first.
+    table: tuple[tuple[str, tuple[int, ...], int], ...]
+    sources_left_out: int
+    #: Share of the test films that the source alone would name rightly; None where no source is known.
+    from_source_alone: float | None
+
+
+def believe(manifest: pd.DataFrame) -> Belief:
+    """Find out whether a class can be told by where its films come from.
+
+    Args:
+        manifest: Columns ``label``, ``source`` (empty where unknown), ``patient_id``, ``split``.
+    """
+    labels = tuple(sorted(manifest["label"].unique()))
+    counts: dict[str, Counter[str]] = {}
+    for source, label in zip(manifest["source"], manifest["label"], strict=True):
+        counts.setdefault(source, Counter())[label] += 1
+    known = {source: found for source, found in counts.items() if source}
+    unknown = counts.get("", Counter())
+    known_films: Counter[str] = sum(known.values(), Counter())
+    # A class whose known sources no other class has: telling the source tells the class. Where the source of most of
+    # its films is unknown, nothing is said.
+    alone = [
+        label
+        for label in labels
+        if known_films[label] > unknown[label] and all(len(found) == 1 for found in known.values() if found[label])
+    ]
+    verdict, headline, sentences = _verdict(labels, alone, known, unknown)
+    without_patient = int((manifest["patient_id"] == "").sum())
+    if without_patient:
+        sentences.append(
+            f"The patient is unknown for {without_patient:,} of {len(manifest):,} films. Exact copies stand on one "
+            "side of the split, but other films of such a patient may stand on two, which makes the test too easy."
+        )
+    rows = sorted(known.items(), key=lambda item: (-item[1].total(), item[0]))
+    if unknown:
+        rows.append(("", unknown))
+    return Belief(
+        verdict=verdict,
+        headline=headline,
+        sentences=tuple(sentences),
+        labels=labels,
+        table=tuple(
+            (source or UNKNOWN_SOURCE, tuple(found[label] for label in labels), len(found))
+            for source, found in rows[:MOST_SOURCES]
+        ),
+        sources_left_out=max(0, len(rows) - MOST_SOURCES),
+        from_source_alone=_from_source_alone(manifest) if known else None,
+    )
+
+
+def _verdict(
+    labels: Sequence[str], alone: Sequence[str], known: Mapping[str, Counter[str]], unknown: Counter[str]
+) -> tuple[str, str, list[str]]:
+    cannot_tell = "The model may have learned to recognise the hospital, and the accuracy cannot tell."
+    some_unknown = (
+        f"The source of {unknown.total():,} films is unknown; for them nothing can be said."
+        if unknown and known
+        else None
+    )
+    if not known:
+        headline = "The source of the films is unknown, so this number may measure the hospital instead of the disease"
+        sentences = [
+            "The data do not say from which hospital or collection a film comes. If the classes come from different "
+            f"places, which is so in most public collections of this kind, other things than lungs tell them apart. "
+            f"{cannot_tell}"
+        ]
+        return "unknown", headline, sentences
+    if len(alone) == len(labels):
+        headline = "Every class comes from hospitals of its own, so this number does not show that the lungs were read"
+        sentences = [
+            "No source has films of more than one class: whoever recognises the hospital, by a letter in the corner, "
+            "the border, the brightness or the age of the patients, knows the class without looking at a lung. "
+            f"{cannot_tell}"
+        ]
+        verdict = "confounded"
+    elif alone:
+        one = len(alone) == 1
+        headline = f"{len(alone)} of {len(labels)} classes come from hospitals of their own"
+        sentences = [
+            f"The films of {_listed(alone)} come from sources that no other class has. For "
+            f"{'this class' if one else 'these classes'}, recognising the hospital is enough. {cannot_tell}"
+        ]
+        verdict = "partly"
+    else:
+        verdict = "mixed"
+        headline = (
+            "Sources and classes are not the same thing here, which rules out the crudest error and not the finer ones"
+        )
+        sentences = [
+            "No class comes only from sources of its own. Their shares may still differ from source to source, and a "
+            "model can use that: look at the table."
+        ]
+        if unknown.total() > sum(found.total() for found in known.values()):
+            verdict = "unknown"
+            headline = (
+                "The source of most films is unknown, so this number may measure the hospital instead of the disease"
+            )
+    if some_unknown:
+        sentences.append(some_unknown)
+    return verdict, headline, sentences
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _from_source_alone(manifest: pd.DataFrame) -> float | None:
+    """Accuracy on the test films of naming each source's most frequent class among the training films."""
+    train, test = (manifest[manifest["split"] == side] for side in (TRAIN, TEST))
+    if train.empty or test.empty:
+        return None
+    most = Counter(train["label"]).most_common()
+    usual = min(label for label, n in most if n == most[0][1])
+    by_source: dict[str, Counter[str]] = {}
+    for source, label in zip(train["source"], train["label"], strict=True):
+        by_source.setdefault(source, Counter())[label] += 1
+    guess = {source: max(sorted(found), key=found.__getitem__) for source, found in by_source.items()}
+    right = [guess.get(s, usual) == label for s, label in zip(test["source"], test["label"], strict=True)]
+    return sum(right) / len(right)
+
+
+def _quarantine(run: RunDir) -> dict[str, Any] | None:
+    import pandas as pd
+
+    if not run.quarantine.exists():
+        return None
+    table = pd.read_csv(run.quarantine, dtype=str, keep_default_na=False)
+    return {
+        "files": len(table),
+        "reasons": Counter(table["reason"]).most_common(10),
+        "rows": list(zip(table["path"][:MOST_ROWS], table["reason"][:MOST_ROWS], strict=True)),
+    }
+
+
+def _pictures(run: RunDir) -> dict[str, dict[str, str] | None]:
+    pictures: dict[str, dict[str, str] | None] = {}
+    for name, picture in PICTURES.items():
+        file = run.figures / picture.file
+        pictures[name] = None
+        if file.exists():
+            content = file.read_bytes()
+            pictures[name] = {
+                "uri": f"data:image/png;base64,{base64.b64encode(content).decode()}",
+                # Bytes 16..24 of a PNG are its width and height (PNG specification, IHDR): no jump while loading.
+                "width": str(int.from_bytes(content[16:20], "big")),
+                "height": str(int.from_bytes(content[20:24], "big")),
+                "title": picture.title,
+                "alt": picture.alt,
+                "reading": picture.reading,
+            }
+    return pictures
+
+
+def _parameters(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {
+        "all": sum(layer["parameters"] for layer in layers),
+        "base": sum(layer["parameters"] for layer in layers if layer["name"].startswith("features")),
+        "trainable": sum(layer["parameters"] for layer in layers if layer["trainable"]),
+    }
+
+
+def _history(run: RunDir) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    if not run.history.exists():
+        return []
+    return list(json.loads(pd.read_csv(run.history).to_json(orient="records")))
