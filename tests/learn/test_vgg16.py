@@ -35,7 +35,7 @@ def test_names_are_torchvisions():
     ("head", "tensors", "parameters"),
     [
         ("linear", names("classifier.1"), 25_088 * 3 + 3),
-        ("gap", names("classifier.2"), 1_024 * 3 + 3),
+        ("gap", ["classifier.1.mean", "classifier.1.deviation", *names("classifier.3")], 1_024 * 3 + 3),
         ("vgg", names("classifier.0", "classifier.3", "classifier.6"), 119_545_856 + 4_096 * 3 + 3),
     ],
 )
@@ -59,7 +59,7 @@ def test_dense_layers_start_as_keras_dense_does():
 def test_weights_depend_on_the_seed_alone():
     def head_of(seed):
         torch.manual_seed(seed)
-        return build(classes=3, head="gap", dropout=0.3).state_dict()["classifier.2.weight"]
+        return build(classes=3, head="gap", dropout=0.3).state_dict()["classifier.3.weight"]
 
     assert torch.equal(head_of(5), head_of(5))
     assert not torch.equal(head_of(5), head_of(6))
@@ -69,6 +69,21 @@ def test_the_pooled_head_sees_averages_then_maxima():
     pool = HEADS["gap"](2, 0.0)[0]
     x = torch.arange(2 * 2 * 3 * 3, dtype=torch.float32).reshape(2, 2, 3, 3)
     assert pool(x).tolist() == [[4, 13, 8, 17], [22, 31, 26, 35]]
+
+
+def test_the_pooled_head_standardises_what_it_has_measured():
+    layer = HEADS["gap"](2, 0.0)[1]
+    torch.manual_seed(0)
+    films = (torch.randn(50, 1024) + 7) * torch.logspace(-2, 2, 1024)
+    films[:, 3] = 5.0  # never changes
+    assert torch.equal(layer(films), films)  # nothing measured yet
+    layer.measure(films)
+    out = layer(films)
+    varying = torch.arange(1024) != 3
+    assert out.mean(dim=0).abs().max() < 1e-3
+    assert torch.allclose(out[:, varying].std(dim=0, correction=0), torch.tensor(1.0), atol=1e-3)
+    assert not out[:, 3].any()
+    assert not list(layer.parameters())
 
 
 @pytest.mark.parametrize("head", ["gap", "vgg"])
@@ -104,7 +119,8 @@ def test_training_begins_behind_a_pool(model, train_from, shape, first):
     assert feature_shape(train_from) == shape
     prefix, rest = split_at(model, train_from)
     trained = [i for i in CONVOLUTIONS if first is not None and i >= first]
-    assert list(rest.state_dict()) == names(*(f"features.{i}" for i in trained), "classifier.2")
+    assert [name for name, _ in rest.named_parameters()] == names(*(f"features.{i}" for i in trained), "classifier.3")
+    assert set(rest.state_dict()) <= set(model.state_dict())
     assert list(prefix.state_dict()) == names(*(str(i) for i in CONVOLUTIONS if i not in trained))
 
 
@@ -114,17 +130,17 @@ def test_gradients_are_only_where_training_happens(model):
     model.zero_grad(set_to_none=True)
     rest(prefix(torch.rand(1, 3, 64, 64))).sum().backward()
     got = [name for name, p in model.named_parameters() if p.grad is not None]
-    assert got == names("features.24", "features.26", "features.28", "classifier.2")
+    assert got == names("features.24", "features.26", "features.28", "classifier.3")
     assert [name for name, p in model.named_parameters() if p.requires_grad] == got
     assert not prefix.training
 
 
 def test_a_step_on_the_rest_is_a_step_on_the_whole(model):
     _, rest = split_at(model, "head")
-    before = model.classifier[2].bias.detach().clone()
+    before = model.classifier[3].bias.detach().clone()
     with torch.no_grad():
-        rest.get_parameter("classifier.2.bias").add_(1)
-    assert torch.equal(model.classifier[2].bias, before + 1)
+        rest.get_parameter("classifier.3.bias").add_(1)
+    assert torch.equal(model.classifier[3].bias, before + 1)
 
 
 def test_layer_table_tells_shapes_parameters_and_what_is_trained(model):
@@ -133,7 +149,7 @@ def test_layer_table_tells_shapes_parameters_and_what_is_trained(model):
     rows = {layer.name: layer for layer in table}
     assert [layer.name for layer in table] == [
         *(f"features.{i}" for i in range(31)),
-        *(f"classifier.{i}" for i in range(3)),
+        *(f"classifier.{i}" for i in range(4)),
     ]
     assert (rows["features.0"].kind, rows["features.0"].shape, rows["features.0"].parameters) == (
         "Conv2d",
@@ -142,13 +158,13 @@ def test_layer_table_tells_shapes_parameters_and_what_is_trained(model):
     )
     assert rows["features.10"].shape == (256, 56, 56)
     assert (rows["features.30"].kind, rows["features.30"].shape) == ("MaxPool2d", (512, 7, 7))
-    assert (rows["classifier.0"].shape, rows["classifier.2"].shape) == ((1024,), (4,))
+    assert (rows["classifier.0"].shape, rows["classifier.3"].shape) == ((1024,), (4,))
     assert sum(layer.parameters for layer in table) == 14_714_688 + 4_100
     assert [layer.name for layer in table if layer.trainable] == [
         "features.24",
         "features.26",
         "features.28",
-        "classifier.2",
+        "classifier.3",
     ]
     assert sum(layer.parameters for layer in table if layer.trainable) == 7_079_424 + 4_100
     # It leaves no trace: neither on the random numbers nor on the model.

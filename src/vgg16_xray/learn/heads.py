@@ -37,12 +37,13 @@ class Standardise(nn.Module):
     deviation: torch.Tensor
 
     def __init__(self, features: int) -> None:
+        """Begin with mean 0 and deviation 1: features as they are."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(features))
 
     def measure(self, features: torch.Tensor) -> None:
-        """Take mean and deviation from features (N, F) of training films; a feature that never changes keeps scale 1."""
+        """Take mean and deviation from training films' features (N, F); a feature that never changes keeps scale 1."""
         deviation, mean = torch.std_mean(features.double(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0))

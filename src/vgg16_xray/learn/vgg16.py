@@ -183,7 +183,7 @@ def layer_table(model: VGG16, train_from: str, size: int = SIZE) -> list[Layer]:
 
     leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(partial(row_of, name)) for name, module in leaves]
-    stand_ins = {name: p.detach().to("meta") for name, p in model.named_parameters()}
+    stand_ins = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
     try:
         with torch.no_grad():
             torch.func.functional_call(model, stand_ins, (torch.empty(1, 3, size, size, device="meta"),))
