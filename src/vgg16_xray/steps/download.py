@@ -54,14 +54,14 @@ MOST_BYTES = 8 * 2**30
 MOST_MEMBERS = 200_000
 ELSEWHERE = "name another folder with --to"
 _CHUNK = 1 << 20
-#: What reading a damaged or hostile zip raises: structure, codecs, encryption (RuntimeError), names (ValueError).
+#: What reading a damaged or hostile zip raises: structure, codecs (bz2 says OSError, an unknown one
+#: NotImplementedError, which is a RuntimeError), names (ValueError).
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
     EOFError,
     OSError,
-    NotImplementedError,
     RuntimeError,
     ValueError,
 )
@@ -180,12 +180,13 @@ def _read_marker(to: Path) -> dict[str, Any] | None:
     return marker
 
 
-def _finish(tree: Path, to: Path, *, came: str, version: str | None) -> Downloaded:
-    """Give a complete tree its marker and then its name."""
+def _finish(tree: Path, to: Path, *, films: int | None, came: str, version: str | None) -> Downloaded:
+    """Give a complete tree, of `films` films where that is known, its marker and then its name."""
     inner, counts = _count(_files_below(tree))
-    if len(counts) < 2:
+    if films is not None and films != sum(counts.values()):
         raise UserError(
-            f"{to}: the dataset must hold a folder of images for each of at least two classes, found {len(counts)}"
+            f"{tree}: must hold {films:,} films by now, found {sum(counts.values()):,}",
+            hint="is a second run at work there? run again when it has ended",
         )
     if hasattr(os, "sync"):  # Tens of thousands of small files: one flush before the marker, not one each.
         os.sync()
@@ -305,13 +306,15 @@ def _from_zip(zipped: Path, to: Path, *, most_bytes: int, most_members: int) -> 
         # The name says which zip it is of: what was unpacked of another one is not mixed in.
         tree = partial / f"zip-{sha256[:16]}"
         _unpack(zipped, archive, members, tree, partial / f"writing-{os.getpid()}.tmp", most_bytes=most_bytes)
-    return _finish(tree, to, came="zip", version=f"sha256:{sha256}")
+    return _finish(tree, to, films=sum(counts.values()), came="zip", version=f"sha256:{sha256}")
 
 
 @contextlib.contextmanager
 def _opened(zipped: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(zipped)
+    except OSError as error:
+        raise UserError(f"{zipped}: cannot be read ({error.strerror or error})") from error
     except _DAMAGED as error:
         raise UserError(
             f"{zipped}: must be a whole zip file, found a damaged or cut off one ({error})", hint="download it again"
@@ -477,7 +480,12 @@ def _from_kaggle(to: Path) -> Downloaded:
     matched = re.search(r"/versions/(\d+)$", found.as_posix())
     version = matched[1] if matched else None
     if found.resolve().is_relative_to(cache.resolve()):
-        return _finish(found, to, came="kaggle", version=version)
+        if len(_count(_files_below(found))[1]) < 2:
+            # An answer that is no dataset, which kagglehub would from now on call complete (to it, zeros are a tar).
+            shutil.rmtree(cache, ignore_errors=True)
+            _tidy(partial)
+            raise UserError(f"{to}: Kaggle must give a folder of images for each class, found none in {HANDLE}")
+        return _finish(found, to, films=None, came="kaggle", version=version)
     # In notebooks of Kaggle and Colab the dataset is mounted read-only: copying it would be a gigabyte for nothing.
     _tidy(partial)
     inner, counts = _count(_files_below(found))
