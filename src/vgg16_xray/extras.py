@@ -18,7 +18,6 @@ MODULES = {
         "jinja2",
         "openpyxl",
         "tomli_w",
-        "psutil",
     ),
     "keras": ("h5py",),
     "kaggle": ("kagglehub",),

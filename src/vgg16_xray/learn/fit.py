@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two saved states inside an epoch: what a kill can cost.
 SAVE_EVERY_S = 60.0
+#: Training films from which the head's standardisation is taken: a mean of so many is known to a fortieth of a deviation.
+STANDARD_FILMS = 2048
 #: Films that are validated together.
 VALIDATION_BATCH = 64
 HISTORY = (
@@ -102,7 +104,10 @@ def fit(
 
     _, trainable = split_at(model, recipe.train_from)
     loop = _Loop(trainable, data, recipe, classes=len(labels), seed=seed, key=key, engine=engine, last=last)
-    loop.resume()
+    if last.exists():
+        loop.resume()
+    else:
+        _measure_standard(trainable, data, seed=seed, engine=engine)
     with torch.random.fork_rng(devices=[]):
         while loop.epoch < recipe.epochs:
             row = loop.run_epoch()
@@ -199,6 +204,25 @@ def forward(trainable: torch.nn.Module, features: torch.Tensor, engine: Engine) 
     with torch.autocast("cpu", engine.dtype):
         logits = trainable(features)
     return logits.float()
+
+
+def _measure_standard(trainable: torch.nn.Module, data: TrainingData, *, seed: int, engine: Engine) -> None:
+    """Give the head's standardisation, where it has one, the scale of the training films' features."""
+    import torch
+
+    from vgg16_xray.learn.heads import Standardise
+
+    layer = next((module for module in trainable.modules() if isinstance(module, Standardise)), None)
+    if layer is None:
+        return
+    drawn = np.random.default_rng([seed, len(data.train)]).permutation(data.train)[:STANDARD_FILMS]
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
+    try:
+        probabilities(trainable.eval(), data.train_features(0), drawn, engine=engine, description="standardise")
+    finally:
+        handle.remove()
+    layer.measure(torch.cat(seen))
 
 
 class _Loop:
@@ -358,8 +382,6 @@ class _Loop:
         save_tensors(self.last, tensors, header)
 
     def resume(self) -> None:
-        if not self.last.exists():
-            return
         tensors, header = load_tensors(self.last)
         if header.get("key") != self.key:
             raise UserError(f"{self.last}: must belong to this training, found the state of another")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
     from vgg16_xray.steps.preprocess import Preprocessed
     from vgg16_xray.steps.train import Trained
 
+#: Columns of a table that goes into a file or a pipe.
+WIDTH = 160
+
 
 def console() -> Console:
-    """Standard output as it is now: colours only on a terminal."""
-    return Console(soft_wrap=True, highlight=False)
+    """Standard output as it is now: colours only on a terminal, and elsewhere no line broken for want of width."""
+    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def say_preprocessed(done: Preprocessed, run: RunDir) -> None:
@@ -138,7 +142,7 @@ def predictions_as_text(predictions: Sequence[Prediction], *, labels: Sequence[s
     for row in predictions:
         p = [f"{value:.3f}" for _, value in row.probabilities] or ["–"] * len(labels)
         table.add_row(escape(row.path), escape(row.prediction or "error"), *p, escape(row.reason))
-    out = Console(highlight=False, no_color=not colours)
+    out = Console(highlight=False, no_color=not colours, width=None if colours and sys.stdout.isatty() else WIDTH)
     with out.capture() as captured:
         out.print(table)
     return captured.get()

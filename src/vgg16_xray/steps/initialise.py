@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vgg16_xray.learn.vgg16 import VGG16, Layer
 
 STEP = "initialise"
+#: Raised when the same recipe on the same films would give another model than before.
+TRAINING_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,7 @@ class Plan:
     def key(self) -> str:
         """Tells everything that a trained model depends on."""
         return key_of(
+            TRAINING_VERSION,
             self.labels,
             self.recipe.as_dict(),
             self.seed,
