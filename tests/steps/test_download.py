@@ -399,7 +399,7 @@ def start(to: Path, zipped: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_killed_extraction_is_never_taken_for_finished_and_goes_on(to: Path, tmp_path: Path) -> None:
-    counts = {"COVID": 800, "Normal": 800}
+    counts = {"COVID": 400, "Normal": 400}
     zipped = make_zip(tmp_path / "many.zip", kaggle_tree(counts))
     work = to.with_name("radiography.partial")
     seed = time.time_ns()
@@ -407,7 +407,7 @@ def test_a_killed_extraction_is_never_taken_for_finished_and_goes_on(to: Path, t
     kept: dict[str, int] = {}
     killed = 0
     for _ in range(3):
-        at = len(kept) + moments.randint(1, 400)
+        at = len(kept) + moments.randint(1, 200)
         process = start(to, zipped)
         while process.poll() is None and sum(len(files) for *_, files in os.walk(work)) < at:
             time.sleep(0.005)
