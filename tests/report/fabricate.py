@@ -83,7 +83,8 @@ def fabricate(
         f'[run]\nversion = "{__version__}"\ncommand = "vgg16-xray run radiography --out demo"\nseed = 1234\n'
         'started = "2026-10-30T09:00:00+0000"\n\n[machine]\nwords = "2 cores, AVX-512, 8 GiB; Linux"\n\n'
         f'[data]\nlabels = {json.dumps(sorted(labels))}\nfilms = {films}\nfingerprint = "5b1f9d3c0a7e4412"\n'
-        'split = "80/10/10 by group, seed 1234"\nnotes = ["2 films are exact copies of another"]\n'
+        'split = "80/10/10 by group, seed 1234"\n'
+        'notes = ["2 films are exact copies of another; copies stand on one side"]\n'
         'collections = { radiography = "/data/radiography" }\n\n'
         '[recipe]\nname = "default"\nhead = "gap"\ntrain_from = "block5"\nepochs = 8\n\n'
         '[engine]\nname = "torch channels-last bf16"\nrate = 11.8\n',
