@@ -112,6 +112,9 @@ class TestLooks:
         spread = np.mean([np.std(values) for values in means.values()])
         assert np.ptp([np.mean(values) for values in means.values()]) < spread
 
+    def test_exposure_differs_between_films_of_one_patient(self) -> None:
+        assert np.std([draw("Normal", film=f, size=64).pixels.mean() for f in range(15)]) > 10
+
 
 class TestOpacity:
     def test_normal_has_none(self) -> None:

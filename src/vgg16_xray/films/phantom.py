@@ -258,7 +258,7 @@ class _View:
     @classmethod
     def of(cls, body: _Body, rng: np.random.Generator, size: int) -> _View:
         """Draw a pose."""
-        angle, scale = math.radians(rng.normal(0, 1.6)), rng.normal(1.0, 0.02)
+        angle, scale = math.radians(rng.normal(0, 1.6)), rng.normal(0.96, 0.02)
         breath = rng.normal(0, 0.012)
         return cls(
             body=body,
@@ -625,7 +625,7 @@ def _severity(rng: np.random.Generator, least: float, most: float) -> float:
 
 def _ground_glass(view: _View, rng: np.random.Generator) -> np.ndarray:
     """Bilateral, peripheral, lower zones; hazy."""
-    severity = _severity(rng, 0.5, 1.0)
+    severity = _severity(rng, 0.55, 1.0)
     blobs = []
     for side in _SIDES:
         for _ in range(rng.integers(3, 6)):
@@ -640,10 +640,10 @@ def _ground_glass(view: _View, rng: np.random.Generator) -> np.ndarray:
 
 def _consolidation(view: _View, rng: np.random.Generator) -> np.ndarray:
     """Focal, dense, on one side; now and then a little on the other."""
-    severity = _severity(rng, 0.6, 1.0)
+    severity = _severity(rng, 0.75, 1.0)
     side = int(rng.choice(_SIDES))
-    v, radius = rng.uniform(0.25, 0.8), rng.uniform(0.06, 0.105)
-    u = _lateral(v, rng.uniform(0.25, 0.75))
+    v, radius = rng.uniform(0.25, 0.8), rng.uniform(0.065, 0.115)
+    u = _lateral(v, rng.uniform(0.4, 0.75))
     blobs = [(side, u, v, radius, 1.0)]
     for _ in range(rng.integers(1, 4)):
         near = rng.normal(0, 0.13, 2)
@@ -659,16 +659,16 @@ def _consolidation(view: _View, rng: np.random.Generator) -> np.ndarray:
 
 def _streaks(view: _View, rng: np.random.Generator) -> np.ndarray:
     """Bilateral, around the hila: thickened lines that run outwards, a net between them, a little haze."""
-    severity = _severity(rng, 0.65, 1.2)
+    severity = _severity(rng, 0.75, 1.25)
     canvas = _Canvas(view)
     for side in _SIDES:
         for angle in rng.uniform(-1.4, 1.5, 11):
             _branch(canvas, side, angle, rng, length=rng.uniform(0.2, 0.55), width=0.016, value=rng.uniform(0.5, 1.0))
     lines = _soft(canvas.finish(), view, 0)
     net = np.exp(-8 * np.abs(_enlarge(rng.standard_normal((44, 44)).astype(np.float32), view.size)))
-    around = [(side, *_HILUM, rng.uniform(0.10, 0.15), 1.0) for side in _SIDES]
+    around = [(side, *_HILUM, rng.uniform(0.11, 0.16), 1.0) for side in _SIDES]
     near = np.minimum(_enlarge(_blobs(view, around, height=1.3), view.size) * 1.3, 1)
-    return np.clip(severity * near * (0.12 + 0.75 * lines + 0.45 * net), 0, 1)
+    return np.clip(severity * near * (0.12 + 0.75 * lines + 0.55 * net), 0, 1)
 
 
 def _clear(view: _View, rng: np.random.Generator) -> None:
