@@ -15,14 +15,17 @@ from vgg16_xray.extras import require
 
 if TYPE_CHECKING:
     from vgg16_xray.config import Recipe
+    from vgg16_xray.rundir import RunDir
 
 #: What a shell expects of a program that was interrupted: 128 + SIGINT.
 EXIT_INTERRUPTED = 130
+#: What typer raises for wrong usage: ``ClickException`` of the click that this typer was made with, which may be click
+#: itself or typer's own copy of it.
+WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="vgg16-xray",
     help=f"Transfer learning with VGG16 on chest radiographs, in six steps. {RESEARCH_USE_ONLY}",
-    no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -32,7 +35,8 @@ Run = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
 Data = Annotated[
     list[Path],
     typer.Argument(
-        help="DATA/<class>/*, DATA/<class>/images/*, DATA/{train,val,test}/<class>/*, or a CSV or Parquet table path,label.",
+        help="DATA/<class>/*, DATA/<class>/images/*, DATA/{train,val,test}/<class>/*, or a CSV or Parquet table "
+        "path,label.",
         show_default=False,
     ),
 ]
@@ -41,7 +45,7 @@ Map = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="FOLDER=LABEL", help="Give a class another name; FOLDER= leaves it out. Repeatable."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the split and of the training.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split and of the training.")]
 Resplit = Annotated[bool, typer.Option("--resplit", help="Make a new split where the data bring one.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="default, fast, notebook, or a .toml file.")]
 TrainFrom = Annotated[
@@ -122,6 +126,7 @@ def download(
 def run(
     data: Data,
     out: Out,
+    *,
     recipe: RecipeName = "default",
     train_from: TrainFrom = None,
     head: Head = None,
@@ -180,6 +185,7 @@ def preprocess(data: Data, out: Out, mapping: Map = None, seed: Seed = SEED, res
 @app.command()
 def init(
     run: Run,
+    *,
     recipe: RecipeName = "default",
     train_from: TrainFrom = None,
     head: Head = None,
@@ -194,10 +200,9 @@ def init(
     """
     require("train", purpose="vgg16-xray init")
     from vgg16_xray.report.terminal import say_initialised
-    from vgg16_xray.rundir import RunDir
     from vgg16_xray.steps.initialise import initialise
 
-    run_dir = RunDir(run)
+    run_dir = _existing(run)
     with run_dir.alone():
         chosen = _recipe(recipe, train_from=train_from, head=head, epochs=epochs)
         say_initialised(initialise(run_dir, chosen, weights=weights, engine=engine, seed=seed), layers=True)
@@ -211,10 +216,9 @@ def train(run: Run, resume: Resume = False) -> None:
     """
     require("train", purpose="vgg16-xray train")
     from vgg16_xray.report.terminal import say_trained
-    from vgg16_xray.rundir import RunDir
     from vgg16_xray.steps.train import train as train_step
 
-    run_dir = RunDir(run)
+    run_dir = _existing(run)
     with run_dir.alone():
         say_trained(train_step(run_dir, resume=resume), run_dir)
 
@@ -227,10 +231,9 @@ def validate(run: Run) -> None:
     """
     require("train", purpose="vgg16-xray validate")
     from vgg16_xray.report.terminal import say_measured
-    from vgg16_xray.rundir import RunDir
     from vgg16_xray.steps.validate import validate as validate_step
 
-    run_dir = RunDir(run)
+    run_dir = _existing(run)
     with run_dir.alone():
         say_measured("validation", validate_step(run_dir))
 
@@ -244,10 +247,9 @@ def test(run: Run) -> None:
     require("train", purpose="vgg16-xray test")
     from vgg16_xray.report.figures import after_test
     from vgg16_xray.report.terminal import say_measured
-    from vgg16_xray.rundir import RunDir
     from vgg16_xray.steps.test import test as test_step
 
-    run_dir = RunDir(run)
+    run_dir = _existing(run)
     with run_dir.alone():
         say_measured("test", test_step(run_dir))
         after_test(run_dir)
@@ -261,9 +263,8 @@ def report(run: Run) -> None:
     """
     require("train", purpose="vgg16-xray report")
     from vgg16_xray.report.page import write_report
-    from vgg16_xray.rundir import RunDir
 
-    run_dir = RunDir(run)
+    run_dir = _existing(run)
     with run_dir.alone():
         typer.echo(f"report: {write_report(run_dir)}")
 
@@ -287,6 +288,8 @@ def predict(
 
     if format_ not in FORMATS:
         raise UserError(f"--format: must be one of {', '.join(FORMATS)}, found '{format_}'")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out: must be a file, found the folder {out}")
     files = films_in(images)
     predictor = Predictor(model, engine=engine)
     answers = list(predictor.predict(files))
@@ -305,6 +308,15 @@ def predict(
     if failed := sum(answer.answer == "error" for answer in answers):
         typer.echo(f"{failed} of {len(answers)} files could not be read; the reasons stand in their rows", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _existing(run: Path) -> RunDir:
+    """The run directory; one that is misspelt is not made."""
+    from vgg16_xray.rundir import RunDir
+
+    if not run.is_dir():
+        raise UserError(f"{run}: must be a run directory, found {'a file' if run.exists() else 'none'}")
+    return RunDir(run)
 
 
 def _recipe(name: str, *, train_from: str | None, head: str | None, epochs: int | None) -> Recipe:
@@ -333,28 +345,21 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    import click
-
-    debug = "--debug" in arguments
+    here = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:here]
+    arguments = [argument for argument in arguments[:here] if argument != "--debug"] + arguments[here:]
     try:
-        code = app([argument for argument in arguments if argument != "--debug"], standalone_mode=False)
+        code = int(app(arguments or ["--help"], standalone_mode=False) or EXIT_DONE)
     except UserError as error:
         if debug:
             raise
         typer.echo(f"vgg16-xray: {error}", err=True)
         return error.exit_code
-    except click.ClickException as error:
-        typer.echo(f"vgg16-xray: {' '.join(error.format_message().split())}; --help shows how", err=True)
+    except WRONG_USAGE as error:
+        typer.echo(f"vgg16-xray: {' '.join(error.format_message().split()).rstrip('.')}; --help shows how", err=True)  # type: ignore[attr-defined]
         return EXIT_UNUSABLE
-    except (KeyboardInterrupt, click.Abort):
-        typer.echo(
-            "vgg16-xray: interrupted; what is finished is kept, and the same command goes on from there", err=True
-        )
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe (head, say) has enough.
-        sys.stderr.close()
-        return EXIT_DONE
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
     except Exception as error:
         if debug:
             raise
@@ -364,7 +369,11 @@ def _run(arguments: list[str]) -> int:
             err=True,
         )
         return EXIT_UNUSABLE
-    return int(code or EXIT_DONE)
+    if code == EXIT_INTERRUPTED:
+        typer.echo(
+            "vgg16-xray: interrupted; what is finished is kept, and the same command goes on from there", err=True
+        )
+    return code
 
 
 if __name__ == "__main__":
