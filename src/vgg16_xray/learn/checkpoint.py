@@ -7,7 +7,8 @@ ever pickled, so that a checkpoint from a stranger can be looked at.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,19 +70,40 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         UserError: The file is missing, damaged, or not of this project.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _header(file)  # noqa: SIM118
+
+
+def load_header(path: Path) -> dict[str, Any]:
+    """Read the JSON of :func:`save_tensors` alone, which costs nothing however large the tensors are.
+
+    Raises:
+        UserError: The file is missing, damaged, or not of this project.
+    """
+    with _opened(path) as file:
+        return _header(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            header = json.loads((file.metadata() or {})[HEADER])
+            yield file
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except KeyError as error:
         raise UserError(f"{path}: must be a checkpoint of vgg16-xray, found other safetensors") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: must be a whole safetensors file, found {error}") from error
-    return tensors, header
+        raise UserError(f"{path}: must be a whole safetensors file, found damage ({error})") from error
+
+
+def _header(file: Any) -> dict[str, Any]:
+    header = json.loads((file.metadata() or {})[HEADER])
+    if not isinstance(header, dict):
+        raise KeyError(HEADER)
+    return header
 
 
 def save_model(path: Path, model: VGG16, config: ModelConfig) -> None:
@@ -108,7 +130,7 @@ def load_model(path: Path) -> tuple[VGG16, ModelConfig]:
 
 
 def load_exactly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
-    """Load tensors into a module whose names and shapes they must match.
+    """Load tensors into a module whose names, shapes and number formats they must match.
 
     Raises:
         UserError: Names the first tensor that does not fit.
@@ -120,7 +142,8 @@ def load_exactly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *
         if name not in wanted:
             raise UserError(f"{where}: must hold the model's tensors, found {name} besides")
         if wanted[name].shape != tensors[name].shape:
-            raise UserError(
-                f"{where}: tensor {name} must have shape {tuple(wanted[name].shape)}, found {tuple(tensors[name].shape)}"
-            )
+            shape, found = tuple(wanted[name].shape), tuple(tensors[name].shape)
+            raise UserError(f"{where}: tensor {name} must have shape {shape}, found {found}")
+        if wanted[name].dtype != tensors[name].dtype:
+            raise UserError(f"{where}: tensor {name} must be {wanted[name].dtype}, found {tensors[name].dtype}")
     module.load_state_dict(dict(tensors))

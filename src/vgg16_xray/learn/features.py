@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Films that go through the frozen part together. Fixed: rounding may differ with the size of a batch.
 CHUNK = 32
+#: Values of ``train_from`` whose features would take more room than the pixels: they are computed when they are wanted.
+NEVER_STORED = frozenset({"all", "block2"})
 #: Chunks between two notes of how far a store has come; what is lost at a kill is at most this.
 NOTE_EVERY = 4
 #: Largest value of half precision.
@@ -136,6 +138,8 @@ def _fill(
         done = min(int(read_json(note)["rows"]), len(rows))
         store = np.lib.format.open_memmap(partial, mode="r+")
     else:
+        # A note that outlived its file would vouch for the zeros of the new one.
+        note.unlink(missing_ok=True)
         store = create_array(partial, shape=(len(rows), height, width, channels), dtype=np.float16)
         write_json(note, {"rows": 0})
     with progress(f"{description} ({store.nbytes / 1e9:.2f} GB)", total=len(rows)) as bar:

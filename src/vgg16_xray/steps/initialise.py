@@ -6,6 +6,7 @@ Reads ``run.toml``. Leaves the recipe, the weights' origin and the engine there,
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +40,15 @@ class Initialised:
 
 
 def initialise(
-    run: RunDir, recipe: Recipe, *, weights: Path | None = None, engine: str = "auto", seed: int = SEED
+    run: RunDir,
+    recipe: Recipe,
+    *,
+    weights: Path | None = None,
+    engine: str = "auto",
+    seed: int = SEED,
+    resume: bool = False,
 ) -> Initialised:
-    """Put the network together and write down what it is.
+    """Put the network together and write down what it is; where that is what stands there already, write nothing.
 
     Args:
         run: A run with step 2 finished.
@@ -49,9 +56,10 @@ def initialise(
         weights: Weights of the base; None takes the packaged ones.
         engine: A name of :data:`vgg16_xray.learn.engines.ENGINES`. With ``auto``, a run that has an engine keeps it.
         seed: Seed of the head's first weights and of the training.
+        resume: Refuse, before anything is written, what the run's training could not go on with.
 
     Raises:
-        UserError: Step 2 has not finished, the weights do not fit, or there is no such engine.
+        UserError: Step 2 has not finished, the weights do not fit, there is no such engine, or nothing to resume.
     """
     from vgg16_xray.learn.vgg16 import layer_table
     from vgg16_xray.learn.weights import load_base
@@ -60,7 +68,8 @@ def initialise(
     run.require_step("preprocess", made_by="preprocess DATA --out")
     config = read_config(run)
     labels = config["data"]["labels"]
-    chosen = choose_engine(engine, recorded=config.get("engine"))
+    recorded = config.get("engine")
+    chosen = choose_engine(engine, recorded=recorded)
     base = load_base(weights)
     model = assemble(recipe, classes=len(labels), weights=weights, seed=seed)
     layers = tuple(layer_table(model, recipe.train_from))
@@ -70,19 +79,33 @@ def initialise(
             f"recipe '{recipe.name}' gives the base pixels prepared as '{recipe.preprocessing}', and its weights were "
             f"trained on '{base.preprocessing}'"
         )
-    update_config(
-        run,
-        recipe=recipe.as_dict(),
-        training={"seed": seed},
-        weights={
+    initialised = Initialised(
+        recipe=recipe,
+        layers=layers,
+        weights=f"{base.origin}; trained on pixels prepared as '{base.preprocessing}'",
+        notes=tuple(notes),
+        engine=chosen,
+    )
+    decided: dict[str, dict[str, Any]] = {
+        "recipe": recipe.as_dict(),
+        "training": {"seed": seed},
+        "weights": {
             "origin": base.origin,
             "sha256": base.sha256,
             "preprocessing": base.preprocessing,
             "file": str(weights.resolve()) if weights else "",
         },
-        engine={"name": chosen.name, "reason": chosen.reason},
-        machine={"words": machine_in_words()},
-    )
+        # The reason is why it was chosen first; that it is kept because it is recorded need not be recorded.
+        "engine": recorded
+        if recorded and recorded["name"] == chosen.name
+        else {"name": chosen.name, "reason": chosen.reason},
+    }
+    if resume:
+        refuse_to_resume(run, _plan(run, config | decided))
+    key = key_of(recipe.as_dict(), base.sha256, chosen.name, seed, labels)
+    if run.is_done(STEP, key, [run.layers]) and all(config.get(name) == decided[name] for name in decided):
+        return initialised
+    update_config(run, **decided, machine={"words": machine_in_words()})
     write_json(
         run.layers,
         {
@@ -102,21 +125,22 @@ def initialise(
             ],
         },
     )
-    run.stamp(STEP, key_of(recipe.as_dict(), base.sha256, chosen.name, seed), seconds=time.monotonic() - started)
-    return Initialised(
-        recipe=recipe,
-        layers=layers,
-        weights=f"{base.origin}; trained on pixels prepared as '{base.preprocessing}'",
-        notes=tuple(notes),
-        engine=chosen,
-    )
+    run.stamp(STEP, key, seconds=time.monotonic() - started)
+    return initialised
 
 
-def assemble(recipe: Recipe, *, classes: int, weights: Path | None, seed: int) -> VGG16:
+def assemble(recipe: Recipe, *, classes: int, weights: Path | None, seed: int, sha256: str | None = None) -> VGG16:
     """Build the network with the base's weights and a head drawn from the seed.
 
+    Args:
+        recipe: What to build.
+        classes: K.
+        weights: Weights of the base; None takes the packaged ones.
+        seed: Seed of the head.
+        sha256: What the weights must be, where that was decided before.
+
     Raises:
-        UserError: The weights do not fit.
+        UserError: The weights do not fit, or are others than was decided.
     """
     import torch
 
@@ -126,7 +150,13 @@ def assemble(recipe: Recipe, *, classes: int, weights: Path | None, seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(classes=classes, head=recipe.head, dropout=recipe.dropout)
-    load_base(weights).put_into(model)
+    base = load_base(weights)
+    if sha256 not in (None, base.sha256):
+        raise UserError(
+            f"{weights or 'the packaged weights'}: must be the weights that step 3 wrote down, found others",
+            hint="run again: vgg16-xray init",
+        )
+    base.put_into(model)
     return model
 
 
@@ -165,7 +195,28 @@ def read_plan(run: RunDir) -> Plan:
         UserError: A step has not finished, or ``run.toml`` was damaged.
     """
     run.require_step(STEP, made_by="init")
-    config: dict[str, Any] = read_config(run)
+    return _plan(run, read_config(run))
+
+
+def refuse_to_resume(run: RunDir, plan: Plan) -> None:
+    """Refuse ``--resume`` where no training of this plan was begun.
+
+    Raises:
+        UserError: There is no saved training, or one of another plan.
+    """
+    from vgg16_xray.learn.checkpoint import load_header
+
+    if not run.last.exists():
+        raise UserError(f"{run.path}: --resume needs a training that was interrupted, found none")
+    if load_header(run.last).get("key") != plan.key:
+        raise UserError(
+            f"{run.path}: --resume needs an interrupted training of the same data, recipe, weights, seed and engine, "
+            "found one of others",
+            hint="without --resume a new training begins and the old one is set aside",
+        )
+
+
+def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
     try:
         return Plan(
             labels=tuple(config["data"]["labels"]),
@@ -179,6 +230,8 @@ def read_plan(run: RunDir) -> Plan:
         )
     except KeyError as error:
         raise UserError(f"{run.config}: must have the value {error}, found none") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{run.config}: must be as steps 2 and 3 wrote it, found {error}") from error
 
 
 def choose_engine(name: str, *, recorded: dict[str, Any] | None) -> Engine:

@@ -33,7 +33,7 @@ def test(run: RunDir) -> dict[str, Any]:
     """
     started = time.monotonic()
     trained = TrainedRun(run)
-    key = key_of(trained.checkpoint_sha256, trained.plan.fingerprint)
+    key = key_of(trained.checkpoint_sha256, trained.plan.key)
     if run.is_done(STEP, key, [run.test, run.predictions]):
         return dict(read_json(run.test))
     probabilities = trained.probabilities(np.arange(len(trained.manifest)))

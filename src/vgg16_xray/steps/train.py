@@ -5,6 +5,7 @@ Reads ``run.toml``, ``manifest.parquet``, ``pixels.npy``. Leaves ``features/``, 
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vgg16_xray.errors import UserError
+from vgg16_xray.files import saying_why_not_written
 from vgg16_xray.films.split import TRAIN, VALIDATION
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.learn.augment import Augment
 from vgg16_xray.learn.engines import FrozenPart
-from vgg16_xray.learn.features import ComputedFeatures, FeatureSource, store_features
+from vgg16_xray.learn.features import NEVER_STORED, ComputedFeatures, FeatureSource, store_features
 from vgg16_xray.rundir import RunDir, key_of
-from vgg16_xray.steps.initialise import Plan, assemble, read_plan
+from vgg16_xray.steps.initialise import Plan, assemble, read_plan, refuse_to_resume
 from vgg16_xray.steps.preprocess import read_manifest
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from vgg16_xray.learn.vgg16 import VGG16
 
 STEP = "train"
-#: With these the features would take more room than the pixels: they are computed when they are wanted.
-NEVER_STORED = frozenset({"all", "block2"})
 #: Added to the number of a view before it seeds a draw, so that view 1 is not what epoch 1 would have drawn.
 VIEW_DRAW = 1_000_000
 
@@ -59,9 +59,15 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
     if run.is_done(STEP, plan.key, outputs):
         return Trained(history=read_history(run.history), already_done=True)
     manifest = read_manifest(run)
-    _set_others_aside(run, plan, resume=resume)
+    if resume:
+        refuse_to_resume(run, plan)
+    # Until this training has finished, nobody takes what lies there for its result.
+    run.unstamp(STEP)
+    _set_others_aside(run, plan)
     pixels = open_pixels(run, manifest)
-    model = assemble(plan.recipe, classes=len(plan.labels), weights=plan.weights, seed=plan.seed)
+    model = assemble(
+        plan.recipe, classes=len(plan.labels), weights=plan.weights, seed=plan.seed, sha256=plan.weights_sha256
+    )
     features = Features(run, plan, model, pixels, manifest)
 
     from vgg16_xray.learn.fit import TrainingData, fit
@@ -215,27 +221,29 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return [{str(k): float(v) for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
 
 
-def _set_others_aside(run: RunDir, plan: Plan, *, resume: bool) -> None:
+def _set_others_aside(run: RunDir, plan: Plan) -> None:
     """Move what another training left out of the way; nothing that was computed is deleted."""
-    from vgg16_xray.learn.checkpoint import load_tensors
+    from vgg16_xray.learn.checkpoint import load_header
 
     if not run.last.exists():
-        if resume:
-            raise UserError(f"{run.path}: --resume needs a training that was interrupted, found none")
         return
-    _, header = load_tensors(run.last)
-    if header.get("key") == plan.key:
-        return
-    if resume:
+    try:
+        header = load_header(run.last)
+    except UserError as error:
         raise UserError(
-            f"{run.path}: --resume needs an interrupted training of the same data, recipe, weights, seed and engine, "
-            "found one of others",
-            hint="without --resume a new training begins and the old one is set aside",
-        )
-    aside = run.path / "superseded" / str(header.get("key", "unknown"))
-    aside.mkdir(parents=True, exist_ok=True)
-    run.unstamp(STEP)
-    for file in (run.history, run.last, run.best):
-        if file.exists():
+            error.message,
+            hint=f"delete or move it, and 'vgg16-xray train {run.path}' begins anew; the features are kept",
+        ) from error
+    if header.get("key") == plan.key and (run.best.exists() or not header.get("history")):
+        return
+    # The state goes last: a move that is interrupted is found again by it, and goes on.
+    files = [run.history, run.best, run.validation, run.test, run.predictions, run.last]
+    files = [file for file in files if file.exists()]
+    name = str(header.get("key", "unknown"))
+    places = (run.path / "superseded" / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
+    aside = next(place for place in places if not any((place / file.name).exists() for file in files))
+    with saying_why_not_written(aside):
+        aside.mkdir(parents=True, exist_ok=True)
+        for file in files:
             file.replace(aside / file.name)
     print(f"{run.path}: another training was here; it is kept in {aside}")

@@ -39,7 +39,7 @@ def validate(run: RunDir) -> dict[str, Any]:
     """
     started = time.monotonic()
     trained = TrainedRun(run)
-    key = key_of(trained.checkpoint_sha256, trained.plan.fingerprint)
+    key = key_of(trained.checkpoint_sha256, trained.plan.key)
     if run.is_done(STEP, key, [run.validation]):
         return dict(read_json(run.validation))
     measured = trained.measure(trained.probabilities(rows_of(trained.manifest, VALIDATION)), VALIDATION)
@@ -62,6 +62,12 @@ class TrainedRun:
         run.require_step("train", made_by="train")
         self.run = run
         self.plan: Plan = read_plan(run)
+        if run.stamps()["train"]["key"] != self.plan.key:
+            # Its frozen part need not be what the plan says, and its features would be stored under the plan's name.
+            raise UserError(
+                f"{run.path}: must be trained as {run.config.name} says, found a model that was trained otherwise",
+                hint=f"run first: vgg16-xray train {run.path}",
+            )
         self.manifest: pd.DataFrame = read_manifest(run)
         self.config: ModelConfig
         self._model, self.config = load_model(run.require(run.best, made_by="train"))
