@@ -82,7 +82,7 @@ class Recipe:
     name: str
     #: What it is for, one sentence.
     description: str
-    #: ``linear``: Flatten + Dense; ``gap``: average and max pooled features, dropout, Dense; ``vgg``: 4096-4096-classes.
+    #: ``linear``: Flatten + Dense; ``gap``: average and max pooled features, dropout, Dense; ``vgg``: 4096, 4096, K.
     head: str
     #: Where the trainable part begins; everything before it is frozen.
     train_from: str
@@ -157,7 +157,8 @@ def load_recipe(name: str, **changes: Any) -> Recipe:
 
     Args:
         name: One of :func:`recipe_names`, or the path of a TOML file with the fields of :class:`Recipe`.
-        **changes: Fields to replace; None leaves a field as it is.
+        **changes: Fields to replace; None leaves a field as it is. A `train_from` that trains layers of the base takes
+            a tenth of `head_rate` as `base_rate` where the recipe, made for the head alone, has none.
 
     Raises:
         UserError: There is no such recipe, it is not TOML, or a field is unknown, missing or out of bounds.
@@ -166,7 +167,8 @@ def load_recipe(name: str, **changes: Any) -> Recipe:
         text, where = (resources.files("vgg16_xray.learn") / "recipes" / f"{name}.toml").read_text("utf-8"), name
     elif name.endswith(".toml"):
         try:
-            text, where = Path(name).read_text("utf-8"), name
+            # utf-8-sig: editors on Windows put a byte order mark before the first letter.
+            text, where = Path(name).read_text("utf-8-sig"), name
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--recipe: {name} cannot be read ({error})") from error
     else:
@@ -175,7 +177,11 @@ def load_recipe(name: str, **changes: Any) -> Recipe:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where}: must be TOML, found {error}") from error
-    return recipe_from(values | {key: value for key, value in changes.items() if value is not None}, where=where)
+    values |= {key: value for key, value in changes.items() if value is not None}
+    if changes.get("train_from") not in (None, "head") and not values.get("base_rate"):
+        rate = values.get("head_rate")
+        values |= {"base_rate": rate / 10} if isinstance(rate, float) else {}
+    return recipe_from(values, where=where)
 
 
 def recipe_from(values: Mapping[str, Any], *, where: str) -> Recipe:

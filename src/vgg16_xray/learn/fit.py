@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: Seconds between two saved states inside an epoch: what a kill can cost.
 SAVE_EVERY_S = 60.0
-#: Training films from which the head's standardisation is taken: a mean of so many is known to a fortieth of a deviation.
+#: Training films that the head's standardisation is taken from: their mean is known to a fortieth of a deviation.
 STANDARD_FILMS = 2048
 #: Films that are validated together.
 VALIDATION_BATCH = 64
@@ -317,12 +317,9 @@ class _Loop:
         if share < 1:
             loss = loss + (1 - share) * cross_entropy(logits, other, weight=self._weights, label_smoothing=smoothing)
         if not torch.isfinite(loss):
-            raise UserError(
-                f"training: the loss must stay finite, found {loss.item()} in epoch {self.epoch + 1}, step {self.step + 1}",
-                hint="lower head_rate and base_rate in the recipe; the epochs before are kept",
-            )
+            raise self._not_finite("loss")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         if self._average:
             # A young average would remember the random start; it grows into its decay.
@@ -343,12 +340,21 @@ class _Loop:
         rows = self.data.validation
         with self.averaged_weights():
             p = probabilities(self.trainable, self.data.validation_features, rows, engine=self.engine)
+        if not np.isfinite(p).all():
+            raise self._not_finite("probabilities of the validation films")
         truth, answers = self.data.targets[rows], p.argmax(1)
         return {
             "validation_loss": float(log_loss(truth, p, labels=range(p.shape[1]))),
             "validation_accuracy": float((answers == truth).mean()),
             "validation_macro_f1": float(f1_score(truth, answers, average="macro", zero_division=0)),
         }
+
+    def _not_finite(self, what: str) -> UserError:
+        return UserError(
+            f"training: must stay finite, found the {what} infinite or not a number in epoch {self.epoch + 1}, step "
+            f"{min(self.step + 1, self._steps)}",
+            hint="lower head_rate and base_rate in the recipe; the epochs before are kept",
+        )
 
     def averaged_weights(self) -> _Swap:
         """Context in which the trainable part has its averaged weights, where the recipe keeps an average."""
