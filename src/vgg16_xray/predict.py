@@ -1,4 +1,4 @@
-"""Predict films of anyone with the model of a run: files and folders in, a row a film out, in the order of the input."""
+"""Predict anyone's films with the model of a run: files and folders in, a row a film out, in the order of the input."""
 
 from __future__ import annotations
 
@@ -84,12 +84,14 @@ class Predictor:
         """
         import torch
 
-        from vgg16_xray.learn.features import in_half_precision
+        from vgg16_xray.learn.features import NEVER_STORED, in_half_precision
         from vgg16_xray.learn.fit import forward
 
         squares = np.stack([to_square(film, self.config.size) for film in films])
         with torch.no_grad():
-            features = in_half_precision(self._frozen(torch.from_numpy(squares)))
+            features = self._frozen(torch.from_numpy(squares))
+            if self.config.train_from not in NEVER_STORED:
+                features = in_half_precision(features)
             return torch.softmax(forward(self._trainable, features, self.engine).double(), dim=1).numpy()
 
     def predict(self, files: Sequence[Path]) -> Iterator[Prediction]:
@@ -121,7 +123,7 @@ class Predictor:
     def _answer(self, file: Path, probabilities: np.ndarray) -> Prediction:
         best = int(probabilities.argmax())
         return Prediction(
-            path=str(file),
+            path=_shown(file),
             prediction=self.labels[best],
             confidence=round(float(probabilities[best]), 6),
             probabilities=tuple(
@@ -133,13 +135,18 @@ class Predictor:
 
 def _refused(file: Path, error: UnreadableFilm) -> Prediction:
     return Prediction(
-        path=str(file),
+        path=_shown(file),
         prediction=None,
         confidence=None,
         probabilities=(),
         answer="error",
-        reason=str(error).removeprefix(f"{file}: "),
+        reason=_shown(str(error).removeprefix(f"{file}: ")),
     )
+
+
+def _shown(text: Path | str) -> str:
+    # A name on Linux is bytes; those that are not UTF-8 cannot be written as text.
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def films_in(inputs: Sequence[Path]) -> list[Path]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vgg16_xray import RESEARCH_USE_ONLY
@@ -28,7 +27,12 @@ WIDTH = 160
 
 def console() -> Console:
     """Standard output as it is now: colours only on a terminal, and elsewhere no line broken for want of width."""
-    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    return _console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+
+
+def _console(**options: Any) -> Console:
+    # A class, a folder or a film may be called "[b]" or ":lung:"; it is shown as it is called.
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def say_preprocessed(done: Preprocessed, run: RunDir) -> None:
@@ -141,8 +145,8 @@ def predictions_as_text(predictions: Sequence[Prediction], *, labels: Sequence[s
     table.add_column("reason", overflow="fold")
     for row in predictions:
         p = [f"{value:.3f}" for _, value in row.probabilities] or ["–"] * len(labels)
-        table.add_row(escape(row.path), escape(row.prediction or "error"), *p, escape(row.reason))
-    out = Console(highlight=False, no_color=not colours, width=None if colours and sys.stdout.isatty() else WIDTH)
+        table.add_row(row.path, row.prediction or "error", *p, row.reason)
+    out = _console(no_color=not colours, width=None if colours and sys.stdout.isatty() else WIDTH)
     with out.capture() as captured:
         out.print(table)
     return captured.get()
