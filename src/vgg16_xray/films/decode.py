@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from vgg16_xray.errors import UnreadableFilm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from pydicom.dataset import Dataset
 
 #: Side of the square that VGG16 was made for (Simonyan & Zisserman 2014, section 2.1), pixels.
 SIZE = 224
@@ -30,6 +34,10 @@ MIN_SIDE = 32
 MAX_BYTES = 512 * 1024 * 1024
 #: Formats that Pillow may try. Named, so that a file cannot choose an exotic decoder.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+#: DICOM's Deflated Explicit VR Little Endian, which is refused.
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+#: DICOM's elements that hold pixels.
+PIXEL_ELEMENTS = frozenset({"PixelData", "FloatPixelData", "DoubleFloatPixelData"})
 #: File names that are taken for films when a folder is scanned; what is inside is decided by the content.
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 
@@ -42,7 +50,8 @@ def decode(source: Path | bytes, *, name: str | None = None, max_pixels: int = M
     DICOM (told by its content) gets its modality and VOI transformations and is shown as MONOCHROME2.
 
     More than eight bits are scaled by the smallest usual depth (8, 10, 12, 14, 16 bits) that holds the largest
-    value: a 12-bit film in a 16-bit file is not black, and a dark film stays dark.
+    value, so a 12-bit film in a 16-bit file is not black; 8 bits that were widened to 16 come back as they were. Floats
+    and DICOM are scaled from their smallest to their largest value.
 
     Args:
         source: A file, or the bytes of one.
@@ -96,7 +105,8 @@ def _read(path: Path, where: str) -> bytes:
     try:
         # A folder, a pipe or a device would block or fail in odd ways; /dev/zero would never end.
         if not path.is_file():
-            raise UnreadableFilm(f"{where}: must be a file, found {'a folder' if path.is_dir() else 'none'}")
+            found = "a folder" if path.is_dir() else "a device or pipe" if path.exists() else "none"
+            raise UnreadableFilm(f"{where}: must be a file, found {found}")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise UnreadableFilm(f"{where}: must have at most {MAX_BYTES:,} bytes, found {size:,}")
         return path.read_bytes()
@@ -115,13 +125,12 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images; the limit here refuses them by name instead.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(*image.size, where, max_pixels)
-                image.load()
-                return _to_grey(ImageOps.exif_transpose(image), where)
+        # Pillow warns of large images; the limit here refuses them by name instead.
+        with _without_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size, where, max_pixels)
+            image.load()
+            film = _to_grey(ImageOps.exif_transpose(image), where)
+            return 255 - film if _is_16_bit_white_is_zero(image) else film
     except UnreadableFilm:
         raise
     except UnidentifiedImageError as error:
@@ -133,7 +142,40 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> np.ndarray:
     except Exception as error:
         # Damaged files make Pillow's decoders raise nearly anything (OSError, SyntaxError, struct.error, zlib.error,
         # ValueError, IndexError, ...); for the user it is one thing.
-        raise UnreadableFilm(f"{where}: damaged image ({error})") from error
+        raise UnreadableFilm(f"{where}: damaged image ({str(error)[:200] or type(error).__name__})") from error
+
+
+_warnings_lock = threading.Lock()
+_warnings_off: list[warnings.catch_warnings] = []
+_silent_threads = 0
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """``warnings.catch_warnings`` for several threads at once: the first in saves the filters, the last out restores.
+
+    The filters belong to the process. Threads that each saved and restored them, overlapping, would leave warnings off
+    for good.
+    """
+    global _silent_threads  # noqa: PLW0603 (counts what is global: the process's warning filters)
+    with _warnings_lock:
+        if not _silent_threads:
+            _warnings_off.append(warnings.catch_warnings(action="ignore"))
+            _warnings_off[0].__enter__()
+        _silent_threads += 1
+    try:
+        yield
+    finally:
+        with _warnings_lock:
+            _silent_threads -= 1
+            if not _silent_threads:
+                _warnings_off.pop().__exit__(None, None, None)
+
+
+def _is_16_bit_white_is_zero(image: Image) -> bool:
+    # TIFF 6.0, section 8: PhotometricInterpretation 0, WhiteIsZero. Pillow turns 1 to 8 bits over, deeper ones not.
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    return deep and getattr(image, "tag_v2", {}).get(262) == 0
 
 
 def _looks_like(data: bytes) -> str:
@@ -149,9 +191,7 @@ def _looks_like(data: bytes) -> str:
 
 
 def _to_grey(image: Image, where: str) -> np.ndarray:
-    if image.mode.startswith("I;16"):
-        return _scale_by_depth(np.asarray(image.convert("I")))
-    if image.mode == "I":
+    if image.mode == "I" or image.mode.startswith("I;16"):
         return _scale_by_depth(np.asarray(image))
     if image.mode == "F":
         return _scale_to_range(np.asarray(image), where)
@@ -168,19 +208,31 @@ def _to_grey(image: Image, where: str) -> np.ndarray:
 
 
 def _scale_by_depth(values: np.ndarray) -> np.ndarray:
-    values = np.clip(values.astype(np.int64), 0, None)
+    values = np.clip(values, 0, None)
     largest = int(values.max())
-    depth = next((bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits), largest.bit_length())
+    if largest >= 2**16:
+        return np.rint(values * (255.0 / (2 ** largest.bit_length() - 1))).astype(np.uint8)
+    # 8 bits widened to 16 are multiples of 257 = 65535 / 255, even where the film is dark.
+    widened = not (values % 257).any()
+    depth = 16 if widened else next(bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
     full = 2**depth - 1
-    return ((values * 255 + full // 2) // full).astype(np.uint8)
+    # In place and no wider than needed: many films are decoded at once, and one may have 100 megapixels.
+    scaled: np.ndarray = values.astype(np.uint32)
+    scaled *= 255
+    scaled += full // 2
+    scaled //= full
+    return scaled.astype(np.uint8)
 
 
 def _scale_to_range(values: np.ndarray, where: str) -> np.ndarray:
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
+    low, high = float(values.min()), float(values.max())
+    # NaN and infinity show in the extremes; so does a range that float64 does not hold.
+    if not np.isfinite(high - low):
         raise UnreadableFilm(f"{where}: must have finite pixels, found NaN or infinity")
-    low, high = values.min(), values.max()
-    scaled: np.ndarray = np.rint((values - low) * (255.0 / (high - low) if high > low else 0.0)).astype(np.uint8)
+    values = values.astype(np.float64)
+    values -= low
+    values *= 255.0 / (high - low) if high > low else 0.0
+    scaled: np.ndarray = np.rint(values, out=values).astype(np.uint8)
     return scaled
 
 
@@ -191,21 +243,22 @@ def _is_dicom(data: bytes) -> bool:
 
 def _decode_dicom(data: bytes, where: str, max_pixels: int) -> np.ndarray:
     import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
+    # PS3.5, section A.5. The file meta information, never deflated, comes first; pydicom would inflate all the rest at
+    # once, a thousandfold if a file is made for it.
+    if DEFLATED in data[132:1024]:
+        raise UnreadableFilm(f"{where}: must be DICOM that is not deflated, found transfer syntax {DEFLATED.decode()}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _without_warnings():
             dataset = pydicom.dcmread(io.BytesIO(data))
-            if "Rows" not in dataset or "Columns" not in dataset:
-                raise UnreadableFilm(f"{where}: must hold pixels, found a DICOM object without an image")
-            _check_size(int(dataset.Columns), int(dataset.Rows), where, max_pixels)
-            frames = int(dataset.get("NumberOfFrames") or 1)
-            if frames != 1:
-                raise UnreadableFilm(f"{where}: must be a single radiograph, found a DICOM object of {frames} frames")
+            _check_dicom(dataset, where, max_pixels)
             values = dataset.pixel_array
+            if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+                values = apply_color_lut(values, dataset)
+                values = values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
             if values.ndim == 3:
-                return _dicom_colour(values, dataset, where)
+                return _luminance(values, where)
             values = apply_voi_lut(apply_modality_lut(values, dataset), dataset)
             film = _scale_to_range(np.asarray(values), where)
             return 255 - film if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else film
@@ -218,16 +271,22 @@ def _decode_dicom(data: bytes, where: str, max_pixels: int) -> np.ndarray:
                 f"{where}: compressed DICOM needs a decoder that is not installed",
                 hint='install it with: pip install "kbs-vgg16-xray[dicom]"',
             ) from error
-        raise UnreadableFilm(f"{where}: damaged DICOM ({text[:200]})") from error
+        raise UnreadableFilm(f"{where}: damaged DICOM ({text[:200] or type(error).__name__})") from error
 
 
-def _dicom_colour(values: np.ndarray, dataset: Any, where: str) -> np.ndarray:
+def _check_dicom(dataset: Dataset, where: str, max_pixels: int) -> None:
+    if "Rows" not in dataset or "Columns" not in dataset or not any(name in dataset for name in PIXEL_ELEMENTS):
+        raise UnreadableFilm(f"{where}: must hold pixels, found a DICOM object without an image")
+    _check_size(int(dataset.Columns), int(dataset.Rows), where, max_pixels)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise UnreadableFilm(f"{where}: must be a single radiograph, found a DICOM object of {frames} frames")
+
+
+def _luminance(values: np.ndarray, where: str) -> np.ndarray:
+    """Grey of (H, W, 3) RGB; pydicom has turned YBR into RGB already."""
     from PIL import Image
-    from pydicom.pixels import convert_color_space
 
-    photometric = str(dataset.get("PhotometricInterpretation", "RGB"))
     if values.shape[-1] != 3 or values.dtype != np.uint8:
         raise UnreadableFilm(f"{where}: must be grey or 8-bit RGB, found {values.dtype} of shape {values.shape}")
-    if photometric.startswith("YBR"):
-        values = convert_color_space(values, photometric, "RGB")
     return np.asarray(Image.fromarray(values).convert("L"))
