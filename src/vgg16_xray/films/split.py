@@ -57,7 +57,8 @@ def split_films(
 ) -> list[str]:
     """Deal groups to the three sides, each class in the same proportions.
 
-    A group goes whole to one side. A group in which the same pixels carry two labels goes to training: a film whose
+    A group goes whole to one side, and only where it fits, so that the shares hold; where no group of a class fits, its
+    smallest goes there all the same. A group in which the same pixels carry two labels goes to training: a film whose
     label is contradicted can measure nothing.
 
     Args:
@@ -82,24 +83,53 @@ def split_films(
     }
     contradicted = {groups[i] for i in conflicts(labels=labels, pixels=pixels)}
     order = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    films_of = {group: Counter(labels[i] for i in members[group]) for group in order}
     side_of: dict[str, str] = dict.fromkeys(contradicted, TRAIN)
+
+    def deal(group: str, side: str) -> None:
+        side_of[group] = side
+        for name, n in films_of[group].items():
+            if side != TRAIN:
+                room[name, side] -= n
+
     # Rare classes first: a patient with films of two classes is dealt by the one that can spare fewer.
     for label in sorted(counts, key=lambda label: (counts[label], label)):
-        for group in order:
-            if group in side_of or all(labels[i] != label for i in members[group]):
-                continue
-            films = Counter(labels[i] for i in members[group])
-            side_of[group] = next(
-                (side for side in (TEST, VALIDATION) if all(room[name, side] >= n for name, n in films.items())), TRAIN
-            )
-            for name, n in films.items():
-                if side_of[group] != TRAIN:
-                    room[name, side_of[group]] -= n
+        of_label = [group for group in order if label in films_of[group]]
+        for group in of_label:
+            if group not in side_of:
+                fits = (
+                    side
+                    for side in (TEST, VALIDATION)
+                    if all(room[name, side] >= n for name, n in films_of[group].items())
+                )
+                deal(group, next(fits, TRAIN))
+        for side, share in ((TEST, test), (VALIDATION, validation)):
+            if share and all(side_of[group] != side for group in of_label):
+                left = Counter(name for group in side_of if side_of[group] == TRAIN for name in films_of[group])
+                spare = [
+                    group
+                    for group in of_label
+                    if side_of[group] == TRAIN
+                    and group not in contradicted
+                    and all(left[name] > n for name, n in films_of[group].items())
+                ]
+                if spare:
+                    deal(min(spare, key=lambda group: len(members[group])), side)
     return [side_of[group] for group in groups]
 
 
-def check_every_class_on_every_side(*, labels: Sequence[str], splits: Sequence[str]) -> None:
+def check_every_class_on_every_side(
+    *,
+    labels: Sequence[str],
+    splits: Sequence[str],
+    hint: str = "bring more films (or patients) of it, or leave the class out",
+) -> None:
     """Refuse a split on which a class could not be learned, chosen or measured.
+
+    Args:
+        labels: (N,) class of each film.
+        splits: (N,) side of each film.
+        hint: What the user can do about it.
 
     Raises:
         UserError: A class has no film on some side.
@@ -111,7 +141,7 @@ def check_every_class_on_every_side(*, labels: Sequence[str], splits: Sequence[s
             raise UserError(
                 f"class '{label}': must have films for training, validation and test, found none for {absent[0]}"
                 f" among its {Counter(labels)[label]}",
-                hint="bring more films (or patients) of it, or leave the class out",
+                hint=hint,
             )
 
 
