@@ -4,13 +4,14 @@ Accepted layouts, the whole contract:
 
 - ``DATA/<class>/*`` and deeper below the class folder;
 - ``DATA/<class>/images/*`` with ``masks/`` beside it (the Kaggle tree). A file below a folder ``masks`` or ``mask``, or
-  one named ``<film>_mask``, is a mask and never a film. ``DATA/<class>.metadata.xlsx`` gives the source;
+  one whose name ends in ``_mask``, is a mask and never a film. ``DATA/<class>.metadata.xlsx`` gives the source;
 - ``DATA/{train,val,test}/<class>/*``: the split is kept;
 - a table, CSV or Parquet: ``path,label[,patient_id,source,split,mask]``, paths relative to the table's folder.
 
-A folder that holds nothing but one other folder is looked through. A ``metadata.csv`` in DATA with a column ``path``
-says more of films that the folders hold; what it says of label, patient, source, split and mask goes before the folder's
-name. Hidden files are passed over; any other file that is not a film is listed with the reason.
+A folder that holds no other folder but one is looked through; links to folders are followed. A ``metadata.csv`` in DATA
+with a column ``path`` says more of films that the folders hold; what it says of label, patient, source, split and mask
+goes before the folder's name. Hidden files are passed over; any other file in a class folder that is not a film, and
+any film outside one, is listed with the reason.
 """
 
 from __future__ import annotations
@@ -96,13 +97,14 @@ class _Found:
     masks_without_film: int = 0
 
 
-def scan(data: Sequence[Path], *, mapping: Mapping[str, str] | None = None) -> Dataset:
+def scan(data: Sequence[Path], *, mapping: Mapping[str, str] | None = None, without_splits: bool = False) -> Dataset:
     """List the films of one or several collections.
 
     Args:
         data: Folders or tables in the layouts above. With more than one, the collection's name is the source of films
             that say nothing else.
         mapping: ``{folder or label: label}``; to an empty label: the films are left out.
+        without_splits: Forget on which side the dataset puts its films.
 
     Returns:
         The films in the order of their collection and path.
@@ -112,13 +114,20 @@ def scan(data: Sequence[Path], *, mapping: Mapping[str, str] | None = None) -> D
     """
     if not data:
         raise UserError("DATA: must name at least one folder or table, found none")
+    roots: set[Path] = set()
     collections: dict[str, Path] = {}
     films: list[FilmRow] = []
     left_out: list[tuple[str, str, str]] = []
     notes: list[str] = []
     masks_without_film = 0
     for given in data:
-        root = Path(os.path.abspath(given))
+        # Not resolve(): a collection is called what the user calls it, not what a link leads to.
+        root = Path(os.path.abspath(given))  # noqa: PTH100
+        if not _is_utf8(str(root)):
+            raise UserError(f"{_escaped(str(root))}: must have a name in UTF-8, found other bytes")
+        if root in roots:
+            raise UserError(f"{given}: must be named once, found it twice")
+        roots.add(root)
         name = _free_name(root.stem if root.is_file() else root.name, collections)
         found, base = _scan_one(root, name)
         collections[name] = base
@@ -129,13 +138,16 @@ def scan(data: Sequence[Path], *, mapping: Mapping[str, str] | None = None) -> D
         notes += found.notes
         masks_without_film += found.masks_without_film
     films = _rename_labels(films, mapping or {})
+    if without_splits:
+        films = [replace(film, split=None) for film in films]
     _check_splits(films)
     labels = sorted({film.label for film in films})
     if len(labels) < 2:
         raise UserError(
             f"{' '.join(map(str, data))}: must hold films of at least two classes, found "
             + (f"one, '{labels[0]}'" if labels else "no film"),
-            hint="expected DATA/<class>/*, DATA/<class>/images/*, DATA/{train,val,test}/<class>/*, or a table path,label",
+            hint="expected DATA/<class>/*, DATA/<class>/images/*, DATA/{train,val,test}/<class>/*, or a table with "
+            "columns path and label",
         )
     return Dataset(
         films=tuple(sorted(films, key=lambda film: (film.collection, film.path))),
@@ -168,19 +180,28 @@ def _free_name(wanted: str, taken: Mapping[str, Any]) -> str:
 
 
 def _scan_one(root: Path, name: str) -> tuple[_Found, Path]:
-    if root.is_file():
-        if root.suffix.lower() in TABLE_SUFFIXES:
-            return _scan_table(root, name), root.parent
-        hint = "unpack it first: vgg16-xray download --from-zip FILE --to DIR" if root.suffix == ".zip" else None
-        raise UserError(f"{root}: must be a folder, or a table in CSV or Parquet, found another file", hint=hint)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder or table")
     try:
+        if root.is_file():
+            if root.suffix.lower() in TABLE_SUFFIXES:
+                return _scan_table(root, name), root.parent
+            zipped = root.suffix.lower() == ".zip"
+            hint = "unpack it first: vgg16-xray download --from-zip FILE --to DIR" if zipped else None
+            raise UserError(f"{root}: must be a folder, or a table in CSV or Parquet, found another file", hint=hint)
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder or table")
         base = _look_through(root)
-        found = _scan_folder(base, name)
+        return _scan_folder(base, name, given=root), base
     except OSError as error:
-        raise UserError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
-    return found, base
+        raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
+
+
+def _is_utf8(name: str) -> bool:
+    # Bytes that are not UTF-8 arrive as lone surrogates, which no table, TOML or terminal can write.
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _escaped(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -201,17 +222,29 @@ def _look_through(root: Path) -> Path:
     return root
 
 
-def _scan_folder(root: Path, name: str) -> _Found:
+def _scan_folder(root: Path, name: str, *, given: Path) -> _Found:
     found = _Found()
     folders = [folder for folder in _subfolders(root) if folder.name.lower() not in MASK_FOLDERS]
     sides = {folder: SIDE_NAMES.get(folder.name.lower()) for folder in folders}
-    if TRAIN in sides.values() and len(folders) > 1 and None not in sides.values():
-        classes = [(folder, side) for given, side in sides.items() for folder in _subfolders(given)]
+    places = [root]
+    if TRAIN in sides.values() and len(folders) > 1:
+        if None in sides.values():
+            other = next(folder.name for folder, side in sides.items() if side is None)
+            raise UserError(
+                f"{root}: must hold class folders, or train, val and test folders, found both: "
+                f"{next(folder.name for folder, side in sides.items() if side == TRAIN)} and {other}"
+            )
+        classes = [(folder, side) for of_side, side in sides.items() for folder in _subfolders(of_side)]
+        places += folders
     else:
         classes = [(folder, None) for folder in folders]
+    for place in places:
+        for file in sorted(place.iterdir()):
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file():
+                found.left_out.append((_escaped(file.relative_to(root).as_posix()), "lies in no class folder"))
     for folder, side in classes:
         _scan_class(root, folder, name, side, found)
-    said = _read_metadata(root)
+    said = _read_metadata(root, given, found)
     sources = _read_kaggle_sources(root)
     found.films = [
         _with_what_is_said(_with_source(film, sources), said.pop(film.path, None), where=f"{root / METADATA}")
@@ -229,22 +262,21 @@ def _scan_class(root: Path, folder: Path, name: str, side: str | None, found: _F
     masks: list[str] = []
     for file in _walk(folder):
         path = file.relative_to(root).as_posix()
-        if any(part.lower() in MASK_FOLDERS for part in file.relative_to(folder).parts[:-1]):
+        if not _is_utf8(path):
+            found.left_out.append((_escaped(path), "its name is not UTF-8"))
+        elif any(part.lower() in MASK_FOLDERS for part in file.relative_to(folder).parts[:-1]):
             masks.append(path)
         elif file.suffix.lower() in SUFFIXES or (not file.suffix and _starts_like_dicom(file)):
-            films[path] = FilmRow(path=path, collection=name, label=folder.name, split=side)
+            if file.stem.lower().endswith("_mask"):
+                masks.append(path)
+            else:
+                films[path] = FilmRow(path=path, collection=name, label=folder.name, split=side)
         else:
             found.left_out.append((path, "not an image by its name"))
-    by_stem = {str(PurePosixPath(path).with_suffix("")): path for path in films}
-    for path in list(films):
-        # <film>_mask beside <film>: a mask too.
-        of = by_stem.get(str(PurePosixPath(path).with_suffix("")).removesuffix("_mask"))
-        if of is not None and of != path:
-            del films[path]
-            films[of] = replace(films[of], mask=path)
     by_name = {_without_image_folder(path): path for path in films}
     for path in masks:
-        of = by_name.get(_without_image_folder(path).removesuffix("_mask"))
+        bare = _without_image_folder(path)
+        of = by_name.get(bare) or by_name.get(bare[: -len("_mask")] if bare.lower().endswith("_mask") else "")
         if of is None:
             found.masks_without_film += 1
         else:
@@ -253,7 +285,15 @@ def _scan_class(root: Path, folder: Path, name: str, side: str | None, found: _F
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder, onerror=_raise):
+    """Files below a folder, sorted. Links to folders are followed, but not back up and not to the same folder twice."""
+    top = folder.resolve()
+    seen: set[Path] = set()
+    for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen or real in top.parents:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f.lower() not in IGNORED)
         for file in sorted(files):
             if not file.startswith(".") and file.lower() not in IGNORED:
@@ -266,6 +306,8 @@ def _raise(error: OSError) -> None:
 
 def _starts_like_dicom(file: Path) -> bool:
     try:
+        if not file.is_file():  # To open a pipe would wait for ever.
+            return False
         with file.open("rb") as opened:
             return opened.read(132)[128:] == b"DICM"
     except OSError:
@@ -280,7 +322,7 @@ def _without_image_folder(path: str) -> str:
 
 
 def _read_kaggle_sources(root: Path) -> dict[str, str]:
-    """``<class>.metadata.xlsx`` of the Kaggle tree: FILE NAME, FORMAT, SIZE, URL -> {file name in lower case: source}."""
+    """``<class>.metadata.xlsx`` of the Kaggle tree, FILE NAME and URL -> {class/file in lower case: source}."""
     sources: dict[str, str] = {}
     for workbook in sorted(root.glob("*.metadata.xlsx")):
         from openpyxl import load_workbook
@@ -290,7 +332,9 @@ def _read_kaggle_sources(root: Path) -> dict[str, str]:
             columns = [str(cell or "").strip().upper() for cell in next(rows, ())]
             where = columns.index("FILE NAME"), columns.index("URL")
             sources |= {
-                f"{workbook.name.split('.')[0]}/{str(row[where[0]]).strip()}".lower(): source_of_url(str(row[where[1]]))
+                f"{workbook.name.removesuffix('.metadata.xlsx')}/{str(row[where[0]]).strip()}".lower(): source_of_url(
+                    str(row[where[1]])
+                )
                 for row in rows
                 if row[where[0]] and row[where[1]]
             }
@@ -305,7 +349,10 @@ def _read_kaggle_sources(root: Path) -> dict[str, str]:
 
 def source_of_url(url: str) -> str:
     """Short name of a publication: the host, and on hosts of many publishers the first two parts of the path."""
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:  # Of a square bracket, say: the cell holds something else.
+        return url.strip()
     host = (parts.hostname or url.strip()).removeprefix("www.")
     inner = [part for part in parts.path.split("/") if part][:2]
     return "/".join([host, *inner]) if host in ("github.com", "kaggle.com") else host
@@ -316,12 +363,24 @@ def _with_source(film: FilmRow, sources: Mapping[str, str]) -> FilmRow:
     return replace(film, source=source) if source else film
 
 
-def _read_metadata(root: Path) -> dict[str, dict[str, str]]:
-    file = root / METADATA
-    if not file.is_file():
+def _read_metadata(root: Path, given: Path, found: _Found) -> dict[str, dict[str, str]]:
+    """Rows of the nearest ``metadata.csv`` from `root` up to the folder the user named, by path below `root`."""
+    folders = [root, *(parent for parent in root.parents if parent == given or given in parent.parents)]
+    file = next((folder / METADATA for folder in folders if (folder / METADATA).is_file()), None)
+    if file is None:
         return {}
     rows, columns = _read_csv(file)
-    return {_clean(row["path"]): row for row in rows if row.get("path")} if "path" in columns else {}
+    if "path" not in columns:
+        found.notes.append(f"{file}: has no column 'path' and was not used")
+        return {}
+    below = "" if file.parent == root else f"{root.relative_to(file.parent).as_posix()}/"
+    said: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["path"]:
+            path = _clean(row["path"]).removeprefix(below)
+            if said.setdefault(path, row) != row:
+                raise UserError(f"{file}: a film must have one row, found two that differ for {row['path']}")
+    return said
 
 
 def _read_csv(file: Path) -> tuple[list[dict[str, str]], list[str]]:
@@ -360,13 +419,14 @@ def _scan_table(file: Path, name: str) -> _Found:
 
         try:
             table = pd.read_parquet(file).astype(object)
+            columns = [str(column) for column in table.columns]
+            rows = [
+                {str(key): "" if pd.isna(value) else str(value).strip() for key, value in row.items()}
+                for row in table.to_dict("records")
+            ]
         except Exception as error:
-            raise UserError(f"{file}: must be a Parquet table, found {error}") from error
-        columns = [str(column) for column in table.columns]
-        rows = [
-            {str(key): "" if pd.isna(value) else str(value).strip() for key, value in row.items()}
-            for row in table.to_dict("records")
-        ]
+            # Arrow raises its own errors for a damaged file; a cell that holds a list raises a ValueError.
+            raise UserError(f"{file}: must be a Parquet table of plain values, found {error}") from error
     else:
         rows, columns = _read_csv(file)
     for needed in ("path", "label"):
@@ -374,14 +434,14 @@ def _scan_table(file: Path, name: str) -> _Found:
             raise UserError(f"{file}: must have a column '{needed}', found {', '.join(columns) or 'no columns'}")
     found = _Found()
     seen: dict[str, str] = {}
+    again = 0
     for row in rows:
-        path = row["path"]
-        if not path:
+        if not row["path"]:
             found.left_out.append(("", "the table's row has no path"))
             continue
-        path = _clean(path)
+        path = _clean(row["path"])
         # An absolute path, or one that climbs out, is the table's author's choice: it is read, never written.
-        path = os.path.relpath(path, file.parent) if os.path.isabs(path) else path
+        path = os.path.relpath(path, file.parent) if path.startswith("/") else path
         if not row["label"]:
             found.left_out.append((path, "the table gives no label"))
         elif path not in seen:
@@ -391,6 +451,10 @@ def _scan_table(file: Path, name: str) -> _Found:
             )
         elif seen[path] != row["label"]:
             raise UserError(f"{file}: a film must have one label, found '{seen[path]}' and '{row['label']}' for {path}")
+        else:
+            again += 1
+    if again:
+        found.notes.append(f"{file}: {again} of its rows name a film again; the first row counts")
     return found
 
 
