@@ -1,7 +1,7 @@
 """Step 2: every film decoded once, checked, hashed, put on a side, and its pixels kept.
 
-Reads a dataset. Leaves ``manifest.parquet``, ``split.csv``, ``quarantine.csv``, ``pixels.npy`` and the first sections of
-``run.toml``.
+Reads a dataset. Leaves ``manifest.parquet``, ``split.csv``, ``quarantine.csv``, ``pixels.npy`` and the first sections
+of ``run.toml``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vgg16_xray.files import saying_why_not_written, whole_file, write_text
 from vgg16_xray.films import split as splitting
 from vgg16_xray.films.dataset import Dataset, FilmRow, scan
 from vgg16_xray.films.decode import SIZE, decode, pixels_sha256, to_square
-from vgg16_xray.films.store import create_array, release
+from vgg16_xray.films.store import ArrayStore, create_array, release
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import RunDir, key_of, update_config
 
@@ -36,6 +36,21 @@ if TYPE_CHECKING:
 STEP = "preprocess"
 #: Raised when the same film would give other pixels or another row than before.
 VERSION = 1
+#: Columns of the manifest, in their order.
+COLUMNS = (
+    "path",
+    "collection",
+    "label",
+    "pixels_sha256",
+    "patient_id",
+    "source",
+    "width",
+    "height",
+    "mask",
+    "group",
+    "split",
+)
+RESPLIT = "--resplit makes a new split in place of the data's own"
 #: Films between two notes of how far decoding has come.
 NOTE_EVERY = 256
 
@@ -76,24 +91,35 @@ def preprocess(
         Leak: The dataset's own split has a patient, or copies of a film, on two sides.
     """
     started = time.monotonic()
-    dataset = scan(data, mapping=mapping)
-    if resplit:
-        dataset = _without_splits(dataset)
-    key = key_of(VERSION, _listing(dataset), seed, size, resplit)
+    dataset = scan(data, mapping=mapping, without_splits=resplit)
+    listing = _listing(dataset)
+    key = key_of(
+        VERSION,
+        listing,
+        [[film.label, film.patient_id, film.source, film.split, film.mask] for film in dataset.films],
+        [dataset.left_out, dataset.notes, dataset.masks_without_film],
+        seed,
+        size,
+    )
     outputs = [run.manifest, run.split, run.quarantine, run.pixels, run.config]
     if run.is_done(STEP, key, outputs):
         manifest = read_manifest(run)
         return _summary(manifest, _count_rows(run.quarantine), already_done=True)
     with saying_why_not_written(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
-    staged, films, broken = _decode_all(dataset, run, key=key, size=size)
-    manifest, late = _manifest(dataset, films, seed=seed)
+    # What is decoded depends on the files alone, so that another seed, label or split finds it done.
+    staged, films, broken = _decode_all(dataset, run, key=key_of(VERSION, listing, size), size=size)
+    if len({decoded.film.label for decoded in films}) < 2:
+        first = f", first {broken[0][0].path}: {broken[0][1]}" if broken else ""
+        raise UserError(
+            f"{', '.join(map(str, dataset.collections.values()))}: must hold readable films of at least two classes, "
+            f"found {len(films)} readable films in all and {len(broken)} others{first}"
+        )
+    manifest, late = _manifest(films, seed=seed)
     quarantine = [(f"{collection}/{path}", reason) for collection, path, reason in dataset.left_out]
     quarantine += [(f"{film.collection}/{film.path}", reason) for film, reason in broken]
     # From here on the files are exchanged one by one: until all are there, none of them is taken for this step's.
     run.unstamp(STEP)
-    with saying_why_not_written(run.pixels):
-        staged.replace(run.pixels)
     with whole_file(run.manifest) as temporary:
         manifest.to_parquet(temporary, index=False)
     _write_csv(run.split, manifest[["collection", "path", "label", "group", "split"]])
@@ -112,6 +138,9 @@ def preprocess(
             "collections": {name: str(root) for name, root in dataset.collections.items()},
         },
     )
+    # Last, because what is staged need not be decoded again if the disk fills up before.
+    with saying_why_not_written(run.pixels):
+        staged.replace(run.pixels)
     run.stamp(STEP, key, seconds=time.monotonic() - started)
     shutil.rmtree(_staging(run), ignore_errors=True)
     return _summary(manifest, len(quarantine), already_done=False)
@@ -124,7 +153,7 @@ def read_manifest(run: RunDir) -> pd.DataFrame:
         A row a film; row i is film i of ``pixels.npy``.
 
     Raises:
-        UserError: The manifest is missing or damaged.
+        UserError: The manifest is missing or damaged, or does not fit the stored pixels.
         Leak: A group stands on two sides.
     """
     import pandas as pd
@@ -134,8 +163,16 @@ def read_manifest(run: RunDir) -> pd.DataFrame:
         manifest = pd.read_parquet(run.manifest)
     except Exception as error:
         raise UserError(f"{run.manifest}: must be a whole Parquet table, found {error}") from error
+    if missing := [name for name in COLUMNS if name not in manifest]:
+        raise UserError(f"{run.manifest}: must have the columns {', '.join(COLUMNS)}, found no {', '.join(missing)}")
+    if len(manifest) != (rows := len(ArrayStore(run.pixels))):
+        raise UserError(
+            f"{run.manifest}: must have a row for each film of {run.pixels.name}, found {len(manifest)} for {rows}"
+        )
+    if wrong := sorted(set(manifest["split"]) - set(splitting.SPLITS)):
+        raise UserError(f"{run.manifest}: split must be one of {', '.join(splitting.SPLITS)}, found '{wrong[0]}'")
     groups = splitting.group_films(list(manifest["pixels_sha256"]), _patients(manifest))
-    splitting.check_no_leak(groups=groups, splits=list(manifest["split"]), names=list(manifest["path"]))
+    splitting.check_no_leak(groups=groups, splits=list(manifest["split"]), names=_names(manifest))
     return manifest
 
 
@@ -152,24 +189,22 @@ def _patients(manifest: pd.DataFrame) -> list[str | None]:
     ]
 
 
-def _without_splits(dataset: Dataset) -> Dataset:
-    from dataclasses import replace
-
-    return replace(dataset, films=tuple(replace(film, split=None) for film in dataset.films))
+def _names(manifest: pd.DataFrame) -> list[str]:
+    return [f"{collection}/{path}" for collection, path in zip(manifest["collection"], manifest["path"], strict=True)]
 
 
-def _listing(dataset: Dataset) -> list[list[Any]]:
-    """What tells, without decoding, that a dataset is the same as before."""
-    rows: list[list[Any]] = []
+def _listing(dataset: Dataset) -> list[Any]:
+    """What tells, without decoding, that the files are the same as before."""
+    rows: list[Any] = [{name: str(root) for name, root in dataset.collections.items()}]
     for film in dataset.films:
         try:
             status = dataset.file_of(film).stat()
-            state = [status.st_size, status.st_mtime_ns]
+            # The time of the last change of the inode too: copying tools set the other one back, and a file whose
+            # permissions were mended must be tried again.
+            state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         except OSError:
-            state = [-1, -1]
-        rows.append(
-            [film.collection, film.path, film.label, film.patient_id, film.source, film.split, film.mask, *state]
-        )
+            state = []
+        rows.append([film.collection, film.path, *state])
     return rows
 
 
@@ -201,6 +236,8 @@ def _decode_all(
         store = create_array(pixels, shape=(len(dataset.films), size, size), dtype=np.uint8)
     else:
         store = np.lib.format.open_memmap(pixels, mode="r+")
+        # Without what was half written of the last line, lest the next is joined to it.
+        write_text(journal, "".join(json.dumps(line) + "\n" for line in lines))
     rows = sum("sha256" in line for line in lines)
     todo = dataset.films[len(lines) :]
     pending: list[dict[str, Any]] = []
@@ -219,8 +256,9 @@ def _decode_all(
         bar.start_at(len(lines))
         for film, result in _in_order(dataset, todo, size):
             if isinstance(result, UnreadableFilm):
-                root = f"{dataset.file_of(film)}: "
-                pending.append({"path": film.path, "reason": str(result).removeprefix(root)})
+                # An error is one line, whatever the file is called.
+                where = " ".join(f"{dataset.file_of(film)}:".split())
+                pending.append({"path": film.path, "reason": str(result).removeprefix(f"{where} ")})
             else:
                 square, decoded = result
                 store[rows] = square
@@ -242,17 +280,19 @@ def _decode_all(
 def _shortened(pixels: Path, *, rows: int, size: int) -> Path:
     """Cut the unused rows of broken films off the end of the file: a shorter shape in its header, then truncation."""
     stored = np.lib.format.open_memmap(pixels, mode="r")
-    if stored.shape[0] != rows:
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": stored.dtype.str, "fortran_order": False, "shape": (rows, size, size)}
-        )
-        # numpy pads headers to a multiple of 64 bytes with room to spare, so that a smaller shape takes no less.
-        if len(header.getvalue()) != stored.offset:
-            raise AssertionError(f"{pixels}: header of {len(header.getvalue())} bytes in place of {stored.offset}")
-        with pixels.open("r+b") as file:
-            file.write(header.getvalue())
-            file.truncate(len(header.getvalue()) + rows * size * size)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": stored.dtype.str, "fortran_order": False, "shape": (rows, size, size)}
+    )
+    # numpy pads headers to a multiple of 64 bytes with room to spare, so that a smaller shape takes no less.
+    if len(header.getvalue()) != stored.offset:
+        raise AssertionError(f"{pixels}: header of {len(header.getvalue())} bytes in place of {stored.offset}")
+    # Also where the shape is right already: a process may have been killed between the two writes.
+    with saying_why_not_written(pixels), pixels.open("r+b") as file:
+        file.write(header.getvalue())
+        file.truncate(len(header.getvalue()) + rows * size * size)
+        file.flush()
+        os.fsync(file.fileno())
     return pixels
 
 
@@ -298,14 +338,9 @@ def _in_order(
                 future.cancel()
 
 
-def _manifest(dataset: Dataset, films: Sequence[_Decoded], *, seed: int) -> tuple[pd.DataFrame, list[str]]:
+def _manifest(films: Sequence[_Decoded], *, seed: int) -> tuple[pd.DataFrame, list[str]]:
     import pandas as pd
 
-    if len({decoded.film.label for decoded in films}) < 2:
-        raise UserError(
-            f"{', '.join(map(str, dataset.collections.values()))}: must hold readable films of at least two classes, "
-            f"found {len(films)} readable films in all"
-        )
     table = pd.DataFrame(
         {
             "path": [d.film.path for d in films],
@@ -328,8 +363,11 @@ def _manifest(dataset: Dataset, films: Sequence[_Decoded], *, seed: int) -> tupl
         if given[0]
         else splitting.split_films(labels=labels, groups=groups, pixels=pixels, seed=seed)
     )
-    splitting.check_no_leak(groups=groups, splits=list(table["split"]), names=list(table["path"]))
-    splitting.check_every_class_on_every_side(labels=labels, splits=list(table["split"]))
+    splitting.check_no_leak(groups=groups, splits=list(table["split"]), names=_names(table))
+    if given[0]:
+        splitting.check_every_class_on_every_side(labels=labels, splits=list(table["split"]), hint=RESPLIT)
+    else:
+        splitting.check_every_class_on_every_side(labels=labels, splits=list(table["split"]))
     table.attrs["split_given"] = bool(given[0])
     notes = []
     if copies := len(pixels) - len(set(pixels)):
