@@ -129,7 +129,12 @@ class RunDir:
 
     def stamps(self) -> dict[str, Any]:
         """Stamps of the finished steps: ``{step: {"key": str, "finished": str, "seconds": float}}``."""
-        return dict(read_json(self.steps)) if self.steps.exists() else {}
+        stamps = read_json(self.steps) if self.steps.exists() else {}
+        if not isinstance(stamps, dict) or not all(isinstance(stamp, dict) for stamp in stamps.values()):
+            raise UserError(
+                f"{self.steps}: must hold the steps' stamps, found other JSON", hint="delete it to start over"
+            )
+        return stamps
 
     def is_done(self, step: str, key: str, outputs: list[Path]) -> bool:
         """Whether `step` finished on inputs with this key and everything it made is still there."""
@@ -160,12 +165,13 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"{self.path}: must be written by one process at a time, found another at work"
-                ) from error
+            with saying_why_not_written(self.path):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(
+                        f"{self.path}: must be written by one process at a time, found another at work"
+                    ) from error
             yield
 
 

@@ -29,11 +29,15 @@ class ArrayStore:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            # Not np.load: it would also open a zip archive of arrays, or offer to unpickle.
+            self._rows = np.lib.format.open_memmap(path, mode="r")
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file") from error
-        except (ValueError, EOFError, OSError) as error:
+        except Exception as error:
+            # A damaged header makes numpy raise ValueError, OSError, SyntaxError, tokenize.TokenError, ...
             raise UserError(f"{path}: must be a whole .npy array, found {error}") from error
+        if not self._rows.ndim:
+            raise UserError(f"{path}: must be an array of rows, found a single number")
         self.path = path
         self._read_bytes = 0
 
@@ -92,8 +96,12 @@ def create_array(path: Path, *, shape: tuple[int, ...], dtype: type) -> np.memma
             raise UserError(f"{path}: needs {needed / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free")
         rows = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            try:
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError:
+                path.unlink()  # Else what it took of a full disk would stay taken.
+                raise
     return rows
 
 
