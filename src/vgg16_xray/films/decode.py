@@ -185,6 +185,8 @@ def _looks_like(data: bytes) -> str:
         return "a zip archive"
     if data.startswith(b"GIF8"):
         return "a GIF"
+    if data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"BM", b"RIFF")):
+        return "the beginning of one and no more that makes sense"
     if b"\x00" not in data[:1024]:
         return "text"
     return "other data"
