@@ -60,8 +60,9 @@ def apply(pixels: torch.Tensor, parameters: np.ndarray) -> torch.Tensor:
     from torch.nn.functional import affine_grid, grid_sample
 
     shear, zoom_x, zoom_y, rotation, shift_x, shift_y, gamma, flip = parameters.T
-    # Output coordinates to input coordinates, as Keras composes them: rotation, then shear, then zoom; both axes run
-    # from -1 to 1, so that a shift by a share s of the side is 2 s.
+    # Output coordinates to input coordinates, as Keras composes them: rotation, then shear, then zoom, and the flip of
+    # what came out. Keras' x runs down the film and ours along it, so that a shear slants the other axis. Both axes run
+    # from -1 to 1 about the middle, so that a shift by a share s of the side is 2 s.
     matrices = np.zeros((len(parameters), 2, 3))
     cos, sin = np.cos(rotation), np.sin(rotation)
     matrices[:, 0, 0] = flip * zoom_x * cos

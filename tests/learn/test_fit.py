@@ -1,0 +1,277 @@
+"""The loop, on features that cost nothing: what it learns, chooses, saves and goes on from."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vgg16_xray.config import Recipe, load_recipe
+from vgg16_xray.errors import UserError
+from vgg16_xray.learn import fit as fitting
+from vgg16_xray.learn.checkpoint import load_model, load_tensors
+from vgg16_xray.learn.engines import choose
+from vgg16_xray.learn.fit import TrainingData, class_weights, fit, probabilities, rate_factor
+from vgg16_xray.learn.heads import build_head
+from vgg16_xray.learn.vgg16 import Trainable, build
+
+FILMS, CLASSES = 90, 3
+LABELS = ("a", "b", "c")
+ENGINE = choose("torch-float32")
+#: A tenth of the films is kept from the loop: nobody may ask for them.
+TRAIN, VALIDATION, TEST = np.arange(0, 60), np.arange(60, 80), np.arange(80, 90)
+TARGETS = np.random.default_rng(1).integers(0, CLASSES, FILMS)
+
+
+class Source:
+    """Features (512, 1, 1) that tell the class faintly, as the frozen part of another network would give them."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        rng = np.random.default_rng(2)
+        means = rng.normal(size=(CLASSES, 512))
+        self.features = (means[TARGETS] * 0.25 + rng.normal(size=(FILMS, 512))).astype(np.float32)[:, :, None, None]
+        self.stop_after = stop_after
+        self.asked: Counter[int] = Counter()
+        self.calls = 0
+
+    def take(self, rows: np.ndarray) -> torch.Tensor:
+        if self.stop_after is not None and self.calls >= self.stop_after:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.asked.update(rows.tolist())
+        return torch.from_numpy(self.features[rows])
+
+
+RECIPE = load_recipe("fast", epochs=4, batch=16)
+ALL_AT_ONCE = dataclasses.replace(RECIPE, name="all", mixup=0.4, ema=0.9, dropout=0.5, label_smoothing=0.1)
+PLAIN = dataclasses.replace(
+    RECIPE, name="plain", optimizer="adam", weight_decay=0.0, schedule="constant", ema=0.0, class_weights="none"
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> Callable[[], Any]:
+    base = build(classes=CLASSES, head="gap", dropout=0.5)
+
+    def fresh() -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            base.classifier = build_head("gap", classes=CLASSES, dropout=0.5)
+        return base
+
+    return fresh
+
+
+def run(network: Callable[[], Any], folder: Path, recipe: Recipe, **changes: Any) -> list[dict[str, float]]:
+    source = changes.pop("source", None) or Source()
+    data = TrainingData(
+        targets=changes.pop("targets", TARGETS),
+        train=TRAIN,
+        validation=VALIDATION,
+        train_features=lambda epoch: source,
+        validation_features=source,
+    )
+    options: dict[str, Any] = {"key": "k", "seed": 7} | changes
+    return fit(
+        network(),
+        data,
+        recipe,
+        labels=LABELS,
+        size=224,
+        engine=ENGINE,
+        last=folder / "last.safetensors",
+        best=folder / "best.safetensors",
+        history=folder / "history.csv",
+        **options,
+    )
+
+
+def result(folder: Path) -> tuple[Any, ...]:
+    """Everything that a training leaves, the seconds left out."""
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    tensors, header = load_tensors(folder / "last.safetensors")
+    last = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    header["history"] = [{k: v for k, v in row.items() if k != "seconds"} for row in header["history"]]
+    header["sums"].pop("seconds")
+    for row in rows:
+        del row["seconds"]
+    return (folder / "best.safetensors").read_bytes(), last, header, rows
+
+
+def test_it_learns_and_keeps_the_best_epoch(network: Callable[[], Any], tmp_path: Path) -> None:
+    history = run(network, tmp_path, dataclasses.replace(RECIPE, epochs=8))
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["train_accuracy"] > 0.8
+    scores = [row["validation_macro_f1"] for row in history]
+    assert max(scores) > 0.5
+    # Equal is not better: the first of the best epochs is kept.
+    _, config = load_model(tmp_path / "best.safetensors")
+    assert config.epoch == 1 + scores.index(max(scores))
+    written = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert [float(row["validation_loss"]) for row in written] == pytest.approx(
+        [row["validation_loss"] for row in history], rel=1e-5
+    )
+
+
+def test_the_best_model_gives_the_validation_figures_of_its_epoch(network: Callable[[], Any], tmp_path: Path) -> None:
+    history = run(network, tmp_path, ALL_AT_ONCE)
+    model, config = load_model(tmp_path / "best.safetensors")
+    p = probabilities(model.classifier, Source(), VALIDATION, engine=ENGINE)
+    row = history[config.epoch - 1]
+    assert (p.argmax(1) == TARGETS[VALIDATION]).mean() == row["validation_accuracy"]
+    loss = -np.log(p[np.arange(len(p)), TARGETS[VALIDATION]]).mean()
+    assert loss == pytest.approx(row["validation_loss"], rel=1e-6)
+
+
+def test_every_training_film_is_seen_once_an_epoch_and_no_test_film_ever(
+    network: Callable[[], Any], tmp_path: Path
+) -> None:
+    source = Source()
+    run(network, tmp_path, PLAIN, source=source)
+    assert {source.asked[row] for row in TRAIN} == {PLAIN.epochs + 1}, "once for the standardisation, once an epoch"
+    assert {source.asked[row] for row in VALIDATION} == {PLAIN.epochs}
+    assert not any(source.asked[row] for row in TEST)
+
+
+def test_labels_of_films_that_are_not_for_training_change_no_weight(network: Callable[[], Any], tmp_path: Path) -> None:
+    others = TARGETS.copy()
+    others[VALIDATION] = (others[VALIDATION] + 1) % CLASSES
+    others[TEST] = 0
+    for name, targets in (("a", TARGETS), ("b", others)):
+        run(network, tmp_path / name, RECIPE, targets=targets)
+    one, other = (result(tmp_path / name)[1] for name in "ab")
+    assert one == other
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, ALL_AT_ONCE], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 5, 6, 13], ids=lambda calls: f"after {calls}")
+def test_a_training_stopped_anywhere_goes_on_to_the_same_bytes(
+    network: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe, stop_after: int
+) -> None:
+    run(network, tmp_path / "whole", recipe)
+    monkeypatch.setattr(fitting, "SAVE_EVERY_S", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(network, tmp_path / "cut", recipe, source=Source(stop_after=stop_after))
+    torch.manual_seed(99)
+    source = Source()
+    run(network, tmp_path / "cut", recipe, source=source)
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+    if stop_after > 1:
+        assert source.calls < 1 + recipe.epochs * 5, "what was saved was not done again"
+
+
+def test_a_finished_training_is_not_done_again(network: Callable[[], Any], tmp_path: Path) -> None:
+    first = run(network, tmp_path, PLAIN)
+    before = result(tmp_path)
+    source = Source()
+    assert run(network, tmp_path, PLAIN, source=source) == first
+    assert source.calls == 0
+    assert result(tmp_path) == before
+
+
+def test_seed_decides(network: Callable[[], Any], tmp_path: Path) -> None:
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        run(network, tmp_path / name, ALL_AT_ONCE, seed=seed)
+    a, b, c = (result(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a[1] != c[1]
+
+
+def test_training_leaves_the_callers_random_numbers_alone(network: Callable[[], Any], tmp_path: Path) -> None:
+    net = network()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    run(lambda: net, tmp_path, ALL_AT_ONCE)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_state_of_another_training_is_refused(network: Callable[[], Any], tmp_path: Path) -> None:
+    run(network, tmp_path, PLAIN)
+    with pytest.raises(UserError, match="must belong to this training, found the state of another"):
+        run(network, tmp_path, PLAIN, key="other")
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_keeps_what_was_saved(
+    network: Callable[[], Any], tmp_path: Path
+) -> None:
+    run(network, tmp_path, dataclasses.replace(PLAIN, epochs=1))
+    saved = (tmp_path / "last.safetensors").read_bytes()
+    source = Source()
+    source.features[TRAIN[5]] = np.nan
+    with pytest.raises(UserError) as caught:
+        run(network, tmp_path, PLAIN, source=source)
+    assert "must stay finite, found the loss" in str(caught.value)
+    assert "in epoch 2, step " in str(caught.value)
+    assert "lower head_rate" in str(caught.value)
+    assert (tmp_path / "last.safetensors").read_bytes() == saved
+
+
+def test_the_average_is_what_is_validated_and_the_training_goes_on_without_it(
+    network: Callable[[], Any], tmp_path: Path
+) -> None:
+    run(network, tmp_path, dataclasses.replace(RECIPE, epochs=1, ema=0.9))
+    run(network, tmp_path / "without", dataclasses.replace(RECIPE, epochs=1, ema=0.0))
+    tensors, _ = load_tensors(tmp_path / "last.safetensors")
+    without, _ = load_tensors(tmp_path / "without" / "last.safetensors")
+    weight = "classifier.3.weight"
+    assert torch.equal(tensors[f"model.{weight}"], without[f"model.{weight}"])
+    best, _ = load_model(tmp_path / "best.safetensors")
+    assert torch.equal(best.state_dict()[weight], tensors[f"average.{weight}"])
+    assert not torch.equal(tensors[f"average.{weight}"], tensors[f"model.{weight}"])
+
+
+def test_shuffled_films_have_their_own_probabilities() -> None:
+    head = build_head("gap", classes=CLASSES, dropout=0.5)
+    trainable = Trainable(torch.nn.Sequential(), head).eval()
+    rows = np.random.default_rng(0).permutation(FILMS)
+    shuffled = probabilities(trainable, Source(), rows, engine=ENGINE)
+    ordered = probabilities(trainable, Source(), np.arange(FILMS), engine=ENGINE)
+    np.testing.assert_allclose(shuffled, ordered[rows], atol=1e-6)
+    np.testing.assert_allclose(ordered.sum(1), 1, atol=1e-12)
+
+
+def test_class_weights_have_their_closed_forms() -> None:
+    targets = np.repeat([0, 1, 2], [100, 25, 4])
+    np.testing.assert_allclose(class_weights(targets, classes=3, kind="none"), [1, 1, 1])
+    # balanced: films / (classes * films of the class), as scikit-learn has it.
+    np.testing.assert_allclose(
+        class_weights(targets, classes=3, kind="balanced"), [129 / 300, 129 / 75, 129 / 12], rtol=1e-12
+    )
+    # sqrt: proportional to 1/10, 1/5, 1/2, and sum over the films (10 + 5 + 2) scaled to their number.
+    np.testing.assert_allclose(
+        class_weights(targets, classes=3, kind="sqrt"), np.array([0.1, 0.2, 0.5]) * 129 / 17, rtol=1e-12
+    )
+    for kind in ("none", "sqrt", "balanced"):
+        assert class_weights(targets, classes=3, kind=kind)[targets].mean() == pytest.approx(1)
+        assert np.isfinite(class_weights(targets, classes=4, kind=kind)).all()
+
+
+def test_the_rate_warms_up_and_ends_near_zero() -> None:
+    recipe = dataclasses.replace(RECIPE, schedule="one-cycle", warmup=0.1)
+    factors = [rate_factor(recipe, step, 1000) for step in range(1000)]
+    np.testing.assert_allclose(factors[:100], (np.arange(100) + 1) / 100)
+    assert max(factors) == factors[100] == 1
+    assert factors[100:] == sorted(factors[100:], reverse=True)
+    assert factors[550] == pytest.approx(0.5)
+    assert 0 <= factors[-1] < 1e-5
+    assert {rate_factor(PLAIN, step, 1000) for step in range(1000)} == {1.0}
+    for warmup in (0.0, 1.0):
+        edge = dataclasses.replace(recipe, warmup=warmup)
+        assert all(0 < rate_factor(edge, step, steps) <= 1 for steps in (1, 2, 7) for step in range(steps))
+
+
+def test_the_rates_are_those_of_the_recipe(network: Callable[[], Any], tmp_path: Path) -> None:
+    history = run(network, tmp_path, RECIPE)
+    steps = RECIPE.epochs * math.ceil(len(TRAIN) / RECIPE.batch)
+    last_step = 2 * math.ceil(len(TRAIN) / RECIPE.batch) - 1
+    assert history[1]["learning_rate"] == pytest.approx(RECIPE.head_rate * rate_factor(RECIPE, last_step, steps))
