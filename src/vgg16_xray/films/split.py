@@ -105,7 +105,9 @@ def split_films(
                 deal(group, next(fits, TRAIN))
         for side, share in ((TEST, test), (VALIDATION, validation)):
             if share and all(side_of[group] != side for group in of_label):
-                left = Counter(name for group in side_of if side_of[group] == TRAIN for name in films_of[group])
+                left = Counter(
+                    name for group in side_of if side_of[group] == TRAIN for name in films_of[group].elements()
+                )
                 spare = [
                     group
                     for group in of_label
