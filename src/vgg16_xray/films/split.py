@@ -77,7 +77,7 @@ def split_films(
         members[group].append(i)
     counts = Counter(labels)
     room = {
-        (label, side): max(1, round(share * count)) if share else 0
+        (label, side): round(share * count)
         for label, count in counts.items()
         for side, share in ((TEST, test), (VALIDATION, validation))
     }

@@ -1,0 +1,86 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import read_json, saying_why_not_written, whole_file, write_json, write_text
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
+    file = tmp_path / "deep" / "a.txt"
+    with whole_file(file) as temporary:
+        assert temporary.parent == file.parent
+        temporary.write_text("new")
+        assert not file.exists()
+    assert file.read_text() == "new"
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with pytest.raises(UserError if error is OSError else error), whole_file(file) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_process_killed_in_the_block_leaves_the_old_file(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    code = (
+        "import os, pathlib, sys\n"
+        "from vgg16_xray.files import whole_file\n"
+        "with whole_file(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(file)], check=False).returncode == -9
+    assert file.read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_is_named_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for target in (tmp_path / "file" / "a.txt", tmp_path / "file" / "b" / "a.txt", tmp_path / "folder"):
+        with pytest.raises(UserError) as caught:
+            write_text(target, "text")
+        assert str(caught.value).startswith(f"{target}: cannot be written (")
+        assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_full_disk_is_said(tmp_path):
+    full = Path("/dev/full")
+    said = pytest.raises(UserError, match=r"a\.txt: cannot be written \(No space left on device\)")
+    with said, saying_why_not_written(tmp_path / "a.txt"), full.open("w") as file:
+        file.write("x" * 100_000)
+
+
+def test_text_is_written_as_it_is(tmp_path):
+    write_text(tmp_path / "a.txt", "Zürich\r\n肺炎\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Zürich\r\n肺炎\n".encode()
+
+
+def test_json_comes_back_and_what_json_cannot_hold_is_refused(tmp_path):
+    file = tmp_path / "a.json"
+    value = {"label": "肺炎", "values": [1, 0.1, None]}
+    write_json(file, value)
+    assert read_json(file) == value
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(file, {"loss": float("nan")})
+    assert read_json(file) == value
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{'a': 1}"])
+def test_damaged_json_is_named(tmp_path, content):
+    file = tmp_path / "a.json"
+    with pytest.raises(UserError, match=r"a\.json: no such file"):
+        read_json(file)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.json: must be JSON, found"):
+        read_json(file)

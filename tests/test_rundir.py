@@ -1,0 +1,119 @@
+import subprocess
+import sys
+
+import pytest
+
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import write_json
+from vgg16_xray.rundir import RunDir, key_of, read_config, sha256_of, update_config
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    return RunDir(tmp_path / "run")
+
+
+def test_every_file_lies_in_the_run_under_a_name_of_its_own(run):
+    files = [value for name in dir(RunDir) if isinstance(value := getattr(run, name), type(run.path))]
+    assert len(files) == len(set(files)) > 15
+    assert all(run.path in file.parents for file in files)
+
+
+def test_a_step_is_done_when_its_key_and_its_files_are_there(run):
+    run.path.mkdir()
+    assert not run.is_done("train", "k1", [])
+    run.stamp("train", "k1", seconds=1.26)
+    run.stamp("test", "k2", seconds=0)
+    assert run.is_done("train", "k1", [])
+    assert not run.is_done("train", "k2", [])
+    assert not run.is_done("train", "k1", [run.best])
+    assert run.stamps()["train"]["seconds"] == 1.3
+    run.unstamp("train")
+    run.unstamp("train")
+    assert list(run.stamps()) == ["test"]
+    run.require_step("test", made_by="test")
+    with pytest.raises(UserError, match=r"step 'train' must be finished first; run: vgg16-xray train .*run"):
+        run.require_step("train", made_by="train")
+
+
+@pytest.mark.parametrize("stamps", ["text", 3, [1], {"train": "yes"}])
+def test_stamps_that_are_none_are_refused(run, stamps):
+    write_json(run.steps, stamps)
+    with pytest.raises(UserError, match=r"steps\.json: must hold the steps' stamps"):
+        run.is_done("train", "k", [])
+
+
+def test_a_missing_file_says_which_step_makes_it(run):
+    with pytest.raises(UserError, match=r"pixels\.npy: not there yet; run first: vgg16-xray preprocess .*run"):
+        run.require(run.pixels, made_by="preprocess")
+    run.path.mkdir()
+    run.pixels.touch()
+    assert run.require(run.pixels, made_by="preprocess") == run.pixels
+
+
+def test_values_are_put_into_sections_and_others_stay(run):
+    update_config(run, run={"seed": 1, "command": "<b>\"'\\ 肺炎"}, data={"labels": ["A", "B"]})
+    update_config(run, run={"seed": 2})
+    assert read_config(run) == {"run": {"seed": 2, "command": "<b>\"'\\ 肺炎"}, "data": {"labels": ["A", "B"]}}
+
+
+@pytest.mark.parametrize("content", [b"[run\n", b"\xff", b"a = 1\na = 2\n"])
+def test_a_damaged_configuration_is_named_and_not_overwritten(run, content):
+    with pytest.raises(UserError, match=r"run\.toml: not there yet"):
+        read_config(run)
+    run.path.mkdir()
+    run.config.write_bytes(content)
+    for call in (lambda: read_config(run), lambda: update_config(run, run={"seed": 1})):
+        with pytest.raises(UserError, match=r"run\.toml: must be TOML, found"):
+            call()
+    assert run.config.read_bytes() == content
+
+
+HOLD = (
+    "import pathlib, sys\n"
+    "from vgg16_xray.rundir import RunDir\n"
+    "with RunDir(pathlib.Path(sys.argv[1])).alone():\n"
+    "    print('held', flush=True); sys.stdin.read()\n"
+)
+
+
+def test_a_second_process_is_refused_until_the_first_ends_or_is_killed(run):
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="must be written by one process at a time"), run.alone():
+            pass
+        first.kill()
+        first.wait()
+    with run.alone():
+        pass
+    with run.alone(), pytest.raises(UserError, match="one process at a time"), run.alone():
+        pass
+
+
+def test_an_error_inside_is_not_taken_for_another_process(run):
+    with pytest.raises(BlockingIOError), run.alone():
+        raise BlockingIOError
+    with run.alone():
+        pass
+
+
+def test_a_run_that_cannot_be_a_folder_is_named(run):
+    run.path.write_text("")
+    with pytest.raises(UserError, match="run: cannot be written"), run.alone():
+        pass
+
+
+def test_equal_inputs_give_equal_keys():
+    assert key_of({"b": 1, "a": [1, None]}, "x") == key_of({"a": [1, None], "b": 1}, "x") == "80ea3540749a51b3"
+    assert key_of(["ab"], ["c"]) != key_of(["a"], ["bc"])
+    with pytest.raises(ValueError, match="JSON"):
+        key_of(float("nan"))
+
+
+def test_sha256_of_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1.
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
