@@ -106,6 +106,8 @@ def fit(
     loop = _Loop(trainable, data, recipe, classes=len(labels), seed=seed, key=key, engine=engine, last=last)
     if last.exists():
         loop.resume()
+        if loop.history and not history.exists():
+            _write_history(history, loop.history)
     else:
         _measure_standard(trainable, data, seed=seed, engine=engine)
     with torch.random.fork_rng(devices=[]):
@@ -285,7 +287,8 @@ class _Loop:
             "train_loss": self._sums["loss"] / films,
             "train_accuracy": self._sums["correct"] / films,
             **measured,
-            "learning_rate": self.optimizer.param_groups[-1]["lr"],
+            # Of the last step. The optimizer is not asked: one that resumes behind that step has set no rate yet.
+            "learning_rate": self.recipe.head_rate * self._rate_factor(self._steps - 1),
             "seconds": self._sums["seconds"] + time.monotonic() - started,
         }
         print(
@@ -303,7 +306,7 @@ class _Loop:
         total = self.epoch * self._steps + self.step
         torch.manual_seed(_step_seed(self.seed, total))
         for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * rate_factor(self.recipe, total, self.recipe.epochs * self._steps)
+            group["lr"] = group["rate"] * self._rate_factor(self.step)
         targets = torch.from_numpy(self.data.targets[rows])
         smoothing = self.recipe.label_smoothing
         share, other = 1.0, targets
@@ -332,6 +335,9 @@ class _Loop:
         self._sums["loss"] += loss.item() * len(rows)
         self._sums["correct"] += float(correct)
         self._sums["films"] += len(rows)
+
+    def _rate_factor(self, step: int) -> float:
+        return rate_factor(self.recipe, self.epoch * self._steps + step, self.recipe.epochs * self._steps)
 
     def _validate(self) -> dict[str, float]:
         from sklearn.metrics import f1_score, log_loss
