@@ -1,0 +1,225 @@
+"""The command line: instant help, one line for an error, exit codes, and what is missing is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from vgg16_xray import RESEARCH_USE_ONLY, __version__, cli
+from vgg16_xray.errors import UserError
+
+COMMANDS = ("demo", "download", "run", "preprocess", "init", "train", "validate", "test", "report", "predict")
+HEAVY = ("torch", "onnxruntime", "pandas", "sklearn", "matplotlib", "scipy", "pyarrow", "pydicom", "PIL", "numpy")
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def vgg16_xray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vgg16_xray", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("arguments", [None, ["--help"], ["train", "--help"], ["--version"]], ids=str)
+def test_help_and_import_load_nothing_heavy(arguments: list[str] | None) -> None:
+    done = python(
+        "import sys, vgg16_xray\n"
+        + (
+            ""
+            if arguments is None
+            else f"from vgg16_xray.cli import _run\ncode = _run({arguments!r})\nassert code == 0\n"
+        )
+        + f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_version() -> None:
+    done = vgg16_xray("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"vgg16-xray {__version__}\n", "")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = cli._run([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys) == run(capsys, "--help")
+    code, out, err = run(capsys, "--help")
+    assert (code, err) == (0, "")
+    assert RESEARCH_USE_ONLY.split(".")[0] in " ".join(out.split())
+    assert all(f"  {command} " in out for command in COMMANDS)
+
+
+def test_the_commands_are_those_that_are_tested() -> None:
+    assert set(typer.main.get_command(cli.app).commands) == set(COMMANDS)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Example: vgg16-xray {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["tran"], "No such command 'tran'"),
+        (["train"], "Missing argument"),
+        (["train", "{tmp}", "--bogus"], "No such option: --bogus"),
+        (["--bogus"], "No such option: --bogus"),
+        (["train", "{tmp}/none"], "{tmp}/none: must be a run directory, found none"),
+        (["train", "{tmp}/file"], "{tmp}/file: must be a run directory, found a file"),
+        (["init", "{tmp}/none"], "{tmp}/none: must be a run directory, found none"),
+        (["train", "{tmp}"], "{tmp}: step 'initialise' must be finished first; run: vgg16-xray init {tmp}"),
+        (["validate", "{tmp}"], "{tmp}: step 'train' must be finished first; run: vgg16-xray train {tmp}"),
+        (["test", "{tmp}"], "{tmp}: step 'train' must be finished first"),
+        (["init", "{tmp}"], "{tmp}: step 'preprocess' must be finished first"),
+        (["init", "{tmp}", "--epochs", "0"], "Invalid value for '--epochs'"),
+        (["init", "{tmp}", "--epochs", "x"], "Invalid value for '--epochs'"),
+        (["init", "{tmp}", "--epochs", "20000"], "recipe.epochs: must be between 1 and 10,000, found 20000"),
+        (["init", "{tmp}", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["init", "{tmp}", "--seed", str(2**70)], "Invalid value for '--seed'"),
+        (["init", "{tmp}", "--recipe", "best"], "--recipe: must be one of default, fast, notebook"),
+        (["init", "{tmp}", "--head", "dense"], "recipe.head: must be one of linear, gap, vgg, found 'dense'"),
+        (["init", "{tmp}", "--train-from", "top"], "recipe.train_from: must be one of head"),
+        (["preprocess", "{tmp}/none", "--out", "{tmp}/new"], "{tmp}/none: "),
+        (["run", "{tmp}/none", "--out", "{tmp}/new"], "{tmp}/none: "),
+        (["run", "{tmp}", "--out", "{tmp}/new", "--resume"], "{tmp}/new: --resume needs a training that was"),
+        (["run", "{tmp}", "--out", "{tmp}/new", "--map", "x"], "--map: "),
+        (["run", "{tmp}", "--out", "{tmp}/file"], "{tmp}/file: "),
+        (["demo", "--films", "3"], "Invalid value for '--films'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    code, out, err = run(capsys, *(text.format(tmp=tmp_path) for text in arguments))
+    assert code == 2, err
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith(f"vgg16-xray: {line.format(tmp=tmp_path)}"), err
+    assert not (tmp_path / "none").exists(), "a misspelt run is not made"
+
+
+def test_a_real_process_ends_with_the_code(tmp_path: Path) -> None:
+    done = vgg16_xray("train", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"vgg16-xray: {tmp_path / 'none'}: must be a run directory, found none\n"
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_debug_shows_a_traceback_anywhere(place: str, tmp_path: Path) -> None:
+    command = ["train", str(tmp_path / "none")]
+    done = vgg16_xray(*(["--debug", *command] if place == "before" else [*command, "--debug"]))
+    assert done.returncode != 0
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "UserError" in done.stderr.splitlines()[-1]
+
+
+def test_behind_two_dashes_debug_is_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", "--", "--debug")
+    assert (code, err) == (2, "vgg16-xray: --debug: must be a run directory, found none\n")
+
+
+def test_what_nobody_expected_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("vgg16_xray.steps.train.train", fail)
+    code, _, err = run(capsys, "train", tmp_path)
+    assert code == 2
+    assert err == (
+        "vgg16-xray: unexpected ZeroDivisionError: two lines; what is finished is kept; --debug shows where, please "
+        "report it\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        cli._run(["train", str(tmp_path), "--debug"])
+
+
+def test_an_interrupt_is_one_line_and_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vgg16_xray.steps.train.train", interrupt)
+    code, _, err = run(capsys, "train", tmp_path)
+    assert code == 130
+    assert err.strip() == "vgg16-xray: interrupted; what is finished is kept, and the same command goes on from there"
+
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+    def __repr__(self):
+        return "Blocker"
+
+import importlib.util
+real = importlib.util.find_spec
+def find_spec(name, package=None):
+    return None if name.partition(".")[0] in {blocked!r} else real(name, package)
+importlib.util.find_spec = find_spec
+sys.meta_path.insert(0, Blocker())
+from vgg16_xray.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["train {tmp}", "demo --to {tmp}", "predict x.png --model {tmp}", "report {tmp}"])
+def test_a_missing_extra_is_one_line_with_the_command_that_mends_it(command: str, tmp_path: Path) -> None:
+    blocked = ("torch", "pandas")
+    done = python(BLOCKED.format(blocked=blocked), *command.format(tmp=tmp_path).split())
+    name = command.split(maxsplit=1)[0]
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"vgg16-xray: vgg16-xray {name} needs the extra 'train', and torch, pandas is not installed; "
+        'install it with: pip install "kbs-vgg16-xray[train]"\n'
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_needs_no_extra() -> None:
+    done = python(BLOCKED.format(blocked=("torch", "pandas", "sklearn", "matplotlib", "safetensors")), "run", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    code = "import sys, os\nos.close(0)\nfrom vgg16_xray.cli import main\nmain()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.wait(timeout=60)
+    assert "Traceback" not in errors
+    assert "unexpected" not in errors
+
+
+def test_errors_of_the_user_have_their_exit_code() -> None:
+    assert UserError("x").exit_code == 2

@@ -1,0 +1,229 @@
+"""Predict: the same numbers as the run's own, a row a file in the order of the input, and no end at a broken file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vgg16_xray import RESEARCH_USE_ONLY, cli
+from vgg16_xray.errors import UserError
+from vgg16_xray.films.decode import decode
+from vgg16_xray.predict import Predictor, as_csv, as_json, films_in
+from vgg16_xray.rundir import RunDir
+from vgg16_xray.steps.preprocess import read_manifest
+
+
+@pytest.fixture(scope="module")
+def predictor(small_run: RunDir) -> Predictor:
+    return Predictor(small_run.path)
+
+
+@pytest.fixture
+def films(drawn_films: Path, tmp_path: Path) -> list[Path]:
+    """Three films with awkward names."""
+    found = sorted(drawn_films.glob("*/images/*.png"))[::17][:3]
+    names = ["a film, [b]bold :lung:.png", "zwölf „Grad“\n新.png", "-x=1.png"]
+    return [Path(shutil.copy(film, tmp_path / name)) for film, name in zip(found, names, strict=True)]
+
+
+def test_the_runs_own_films_get_the_probabilities_of_predictions_csv(
+    small_run: RunDir, drawn_films: Path, predictor: Predictor
+) -> None:
+    manifest, table = read_manifest(small_run), pd.read_csv(small_run.predictions)
+    rows = np.random.default_rng(0).permutation(len(manifest))[:20]
+    answers = list(predictor.predict([drawn_films / manifest["path"][row] for row in rows]))
+    assert predictor.engine.name == predictor.config.engine
+    for answer, row in zip(answers, rows, strict=True):
+        assert answer.path == str(drawn_films / manifest["path"][row])
+        assert answer.answer == "answered"
+        expected = {label: table[f"p_{label}"][row] for label in predictor.labels}
+        assert dict(answer.probabilities) == pytest.approx(expected, abs=1e-3)
+        assert answer.confidence == max(dict(answer.probabilities).values())
+        assert dict(answer.probabilities)[str(answer.prediction)] == answer.confidence
+
+
+def test_the_order_of_the_input_is_that_of_the_output(films: list[Path], predictor: Predictor) -> None:
+    forwards = list(predictor.predict(films))
+    backwards = list(predictor.predict(films[::-1]))
+    assert [answer.path for answer in forwards] == [str(film) for film in films]
+    for one, other in zip(forwards, backwards[::-1], strict=True):
+        assert one.path == other.path
+        assert dict(one.probabilities) == pytest.approx(dict(other.probabilities), abs=1e-3)
+    assert list(predictor.predict([])) == []
+
+
+def test_more_films_than_a_batch_and_broken_ones_between_them(
+    films: list[Path], predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgg16_xray.predict.BATCH", 2)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(films[0].read_bytes()[:300])
+    files = [broken, films[0], broken, broken, films[1], films[2], tmp_path / "missing.png"]
+    answers = list(predictor.predict(files))
+    assert [answer.path for answer in answers] == [str(file) for file in files]
+    assert [answer.answer for answer in answers] == [
+        "error",
+        "answered",
+        "error",
+        "error",
+        "answered",
+        "answered",
+        "error",
+    ]
+    assert answers[0].reason.startswith("damaged image")
+    assert answers[-1].reason == "must be a file, found none"
+    alone = next(iter(predictor.predict([films[1]])))
+    assert dict(answers[4].probabilities) == pytest.approx(dict(alone.probabilities), abs=1e-3)
+
+
+def test_pixels_in_memory_are_answered_like_files(films: list[Path], predictor: Predictor) -> None:
+    p = predictor.probabilities([decode(film) for film in films])
+    for row, answer in zip(p, predictor.predict(films), strict=True):
+        np.testing.assert_allclose(row, [value for _, value in answer.probabilities], atol=1e-3)
+
+
+def run(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = cli._run([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_csv_has_the_header_of_the_design(
+    films: list[Path], small_run: RunDir, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    code, out, err = run(["predict", "--format", "csv", "--model", small_run.path, "--", *films, broken], capsys)
+    assert code == 1
+    rows = list(csv.DictReader(io.StringIO(out)))
+    labels = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+    assert out.splitlines()[0] == (
+        "path,prediction,confidence," + ",".join(f"p_{label}" for label in labels) + ",answer,reason"
+    )
+    assert [row["path"] for row in rows] == [str(film) for film in [*films, broken]]
+    assert [row["answer"] for row in rows] == ["answered"] * 3 + ["error"]
+    assert rows[-1]["reason"] == "must be an image, found an empty file"
+    assert rows[-1]["prediction"] == rows[-1]["confidence"] == rows[-1]["p_COVID"] == ""
+    for row in rows[:3]:
+        p = [float(row[f"p_{label}"]) for label in labels]
+        assert sum(p) == pytest.approx(1, abs=3e-6)
+        assert float(row["confidence"]) == max(p)
+    assert err.splitlines() == [
+        RESEARCH_USE_ONLY,
+        "1 of 4 files could not be read; the reasons stand in their rows",
+    ]
+
+
+def test_json_says_what_answers(films: list[Path], small_run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(["predict", "--format", "json", "--model", small_run.best, "--", *films], capsys)
+    assert code == 0
+    document = json.loads(out)
+    assert document["research_use_only"] == RESEARCH_USE_ONLY
+    assert document["model"] == str(small_run.best)
+    assert [row["path"] for row in document["predictions"]] == [str(film) for film in films]
+    for row in document["predictions"]:
+        assert list(row["probabilities"]) == document["labels"]
+        assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
+
+
+def test_the_table_shows_names_as_they_are(
+    films: list[Path], small_run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(["predict", "--model", small_run.path, "--", films[0]], capsys)
+    assert code == 0
+    assert RESEARCH_USE_ONLY in out
+    cells = [line.split("│")[1] for line in out.splitlines() if line.startswith("│")]
+    # A long path goes on in the next line of its cell.
+    assert str(films[0]).replace(" ", "") == "".join(cells).replace(" ", "")
+
+
+@pytest.mark.parametrize("format_", ["table", "json", "csv"])
+def test_a_file_gets_the_answers_and_the_screen_the_warning(
+    films: list[Path], small_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], format_: str
+) -> None:
+    out = tmp_path / "new" / "answers"
+    arguments = ["predict", "--format", format_, "--model", small_run.path, "--out", out, "--", *films]
+    code, output, errors = run(arguments, capsys)
+    assert (code, output, errors) == (0, "", f"{RESEARCH_USE_ONLY}\n")
+    text = out.read_text("utf-8")
+    assert "\x1b" not in text
+    if format_ != "csv":
+        assert RESEARCH_USE_ONLY in text
+
+
+def test_a_name_that_is_no_utf8_is_answered_in_every_format(
+    films: list[Path], small_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/f\xff.png")
+    try:
+        shutil.copy(films[0], name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    broken = os.fsdecode(os.fsencode(tmp_path) + b"/g\xff.png")
+    Path(broken).write_bytes(b"no image")
+    for format_ in ("table", "json", "csv"):
+        out = tmp_path / f"answers.{format_}"
+        code, _, err = run(
+            ["predict", name, broken, "--format", format_, "--model", small_run.path, "--out", out], capsys
+        )
+        assert code == 1, err
+        text = "".join(out.read_text("utf-8").replace("│", "").split()).replace("\\\\", "\\")
+        assert text.count("\\udcff.png") == 2
+
+
+def test_a_folder_is_its_films_without_masks(drawn_films: Path, tmp_path: Path, films: list[Path]) -> None:
+    found = films_in([drawn_films])
+    assert len(found) == 48
+    assert found == sorted(found)
+    assert not [file for file in found if "masks" in file.parts]
+    assert films_in([films[2], drawn_films, films[0]]) == [films[2], *found, films[0]]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".hidden.png").write_bytes(b"x")
+    (tmp_path / "other" / "text.txt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"other: must hold films .* found none"):
+        films_in([tmp_path / "other"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--model", "{tmp}/none"], "--model: must be a run with a trained model, found none in {tmp}/none"),
+        (["--model", "{tmp}"], "--model: must be a run with a trained model, found none in {tmp}"),
+        (["--model", "{run}", "--format", "xml"], "--format: must be one of table, json, csv, found 'xml'"),
+        (
+            ["--model", "{run}", "--engine", "gpu"],
+            "--engine: must be one of auto, torch-float32, torch-bfloat16, found",
+        ),
+        (["--model", "{run}", "--out", "{tmp}"], "--out: must be a file, found the folder {tmp}"),
+        (["--model", "{film}"], "{film}: must be a whole safetensors file, found"),
+        ([], "Missing option '--model'"),
+    ],
+    ids=["no model", "no run", "format", "engine", "out", "not a model", "model not given"],
+)
+def test_wrong_usage_is_one_line(
+    films: list[Path],
+    small_run: RunDir,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    names = {"tmp": tmp_path, "run": small_run.path, "film": films[2]}
+    code, out, err = run(["predict", films[2], *(text.format(**names) for text in arguments)], capsys)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"vgg16-xray: {line.format(**names)}")
+
+
+def test_text_of_answers_needs_no_model() -> None:
+    assert as_csv([], labels=["a", "b"]) == "path,prediction,confidence,p_a,p_b,answer,reason\n"
+    assert json.loads(as_json([], labels=["a", "b"], model="m"))["predictions"] == []
