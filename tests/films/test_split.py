@@ -144,6 +144,13 @@ def test_a_class_of_patients_with_many_films_stands_on_every_side():
         assert Counter(splits[200:]) == {TRAIN: 20, TEST: 5, VALIDATION: 5}
 
 
+def test_a_class_of_one_patient_with_nearly_all_films_stands_on_every_side():
+    labels = ["A"] * 200 + ["B"] * 100
+    patients = [None] * 200 + ["p"] * 95 + [None] * 5
+    splits = dealt(labels, different(300), patients)
+    assert Counter(splits[200:]) == {TRAIN: 95, TEST: 4, VALIDATION: 1}
+
+
 def test_what_is_brought_to_a_side_never_empties_training():
     labels = ["A"] * 50 + ["B"] * 6 + ["C"] * 2
     patients = [None] * 50 + ["p"] * 3 + ["q"] * 3 + ["q", "r"]

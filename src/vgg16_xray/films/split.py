@@ -79,7 +79,7 @@ def split_films(
     room = {
         (label, side): round(share * count)
         for label, count in counts.items()
-        for side, share in ((TEST, test), (VALIDATION, validation))
+        for side, share in ((TEST, test), (VALIDATION, validation), (TRAIN, 1))
     }
     contradicted = {groups[i] for i in conflicts(labels=labels, pixels=pixels)}
     order = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
@@ -87,10 +87,25 @@ def split_films(
     side_of: dict[str, str] = dict.fromkeys(contradicted, TRAIN)
 
     def deal(group: str, side: str) -> None:
-        side_of[group] = side
         for name, n in films_of[group].items():
-            if side != TRAIN:
-                room[name, side] -= n
+            room[name, side] -= n
+            if group in side_of:
+                room[name, side_of[group]] += n
+        side_of[group] = side
+
+    def spare(side: str, of_label: Sequence[str]) -> list[str]:
+        """Groups that `side` may have from another, which keeps films of all their classes; from training first."""
+        films = Counter((name, side_of[group]) for group in side_of for name in films_of[group].elements())
+        return sorted(
+            (
+                group
+                for group in of_label
+                if side_of[group] != side
+                and group not in contradicted
+                and all(films[name, side_of[group]] > n for name, n in films_of[group].items())
+            ),
+            key=lambda group: (side_of[group] != TRAIN, len(members[group])),
+        )
 
     # Rare classes first: a patient with films of two classes is dealt by the one that can spare fewer.
     for label in sorted(counts, key=lambda label: (counts[label], label)):
@@ -104,19 +119,12 @@ def split_films(
                 )
                 deal(group, next(fits, TRAIN))
         for side, share in ((TEST, test), (VALIDATION, validation)):
-            if share and all(side_of[group] != side for group in of_label):
-                left = Counter(
-                    name for group in side_of if side_of[group] == TRAIN for name in films_of[group].elements()
-                )
-                spare = [
-                    group
-                    for group in of_label
-                    if side_of[group] == TRAIN
-                    and group not in contradicted
-                    and all(left[name] > n for name, n in films_of[group].items())
-                ]
-                if spare:
-                    deal(min(spare, key=lambda group: len(members[group])), side)
+            if (
+                share
+                and all(side_of[group] != side for group in of_label)
+                and (groups_to_spare := spare(side, of_label))
+            ):
+                deal(groups_to_spare[0], side)
     return [side_of[group] for group in groups]
 
 
