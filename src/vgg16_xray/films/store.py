@@ -70,7 +70,7 @@ class ArrayStore:
         indices = np.asarray(indices)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"indices: must lie in 0..{len(self) - 1}, found {indices.min()}..{indices.max()}")
-        rows = np.array(self._rows[indices])
+        rows = np.asarray(self._rows[indices])
         self._read_bytes += rows.nbytes
         if self._read_bytes >= RELEASE_AFTER_BYTES:
             self._release()
