@@ -14,7 +14,7 @@ from vgg16_xray.files import saying_why_not_written
 
 #: After so many bytes were read, the pages are handed back to the system, so that a process that has walked through
 #: a store of any size holds at most about so much of it.
-RELEASE_AFTER_BYTES = 256 * 1024 * 1024
+RELEASE_AFTER_BYTES = 64 * 1024 * 1024
 
 
 class ArrayStore:
