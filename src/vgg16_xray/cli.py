@@ -270,6 +270,39 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Two or more run directories; the others are compared with the first.", show_default=False),
+    ],
+    format_: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for comparison.html and comparison.json too.")
+    ] = None,
+) -> None:
+    """Runs side by side, paired on the test films that they share: which difference is real.
+
+    Example: vgg16-xray compare runs/notebook runs/default --out runs/compared
+    """
+    require("train", purpose="vgg16-xray compare")
+    from vgg16_xray.report.comparison import FORMATS, as_json, say_compared, write_comparison
+    from vgg16_xray.rundir import ComparisonDir
+    from vgg16_xray.trust.compare import compare as compare_runs
+
+    if format_ not in FORMATS:
+        raise UserError(f"--format: must be one of {', '.join(FORMATS)}, found '{format_}'")
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out: must be a folder, found the file {out}")
+    found = compare_runs([_existing(run) for run in runs])
+    if format_ == "json":
+        typer.echo(as_json(found), nl=False)
+    else:
+        say_compared(found)
+    if out is not None:
+        typer.echo(f"comparison: {write_comparison(found, ComparisonDir(out))}", err=format_ == "json")
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Films, or folders of films.", show_default=False)],
     model: Annotated[Path, typer.Option("--model", help="A run, or its model.safetensors.", show_default=False)],

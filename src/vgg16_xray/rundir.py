@@ -175,6 +175,23 @@ class RunDir:
             yield
 
 
+@dataclass(frozen=True)
+class ComparisonDir:
+    """Where ``vgg16-xray compare --out`` puts what it found."""
+
+    path: Path
+
+    @property
+    def page(self) -> Path:
+        """The self-contained page."""
+        return self.path / "comparison.html"
+
+    @property
+    def numbers(self) -> Path:
+        """What :func:`vgg16_xray.trust.compare.compare` found, as JSON."""
+        return self.path / "comparison.json"
+
+
 def read_config(run: RunDir) -> dict[str, Any]:
     """Read ``run.toml``.
 

@@ -87,24 +87,22 @@ def evaluate(
         ValueError: An argument breaks its rule; the message names it, the rule and what was found.
     """
     labels, groups = list(labels), list(groups)
-    truth, probabilities = _checked(truth, probabilities, labels, groups)
-    films, order = _Films.of(truth, probabilities, groups)
-    point = _figures(films, np.ones((1, len(truth))))
-    ordered_groups = [groups[i] for i in order]
-    chunks = bootstrap_weights(ordered_groups, replicates=replicates, seed=seed)
-    parts = [_figures(films, weights) for weights in chunks]
-    overall = _with_intervals(OVERALL, point.overall[0], np.concatenate([part.overall for part in parts]), level)
-    drawn = np.concatenate([part.per_class for part in parts])
-    per_class = [_with_intervals(PER_CLASS, point.per_class[0, k], drawn[:, k], level) for k in range(len(labels))]
+    found = replicated(
+        truth=truth, probabilities=probabilities, labels=labels, groups=groups, replicates=replicates, seed=seed
+    )
+    overall = with_intervals(OVERALL, found.overall, found.overall_drawn, level)
+    per_class = [
+        with_intervals(PER_CLASS, found.per_class[k], found.per_class_drawn[:, k], level) for k in range(len(labels))
+    ]
     return {
         "images": len(truth),
         "groups": len(set(groups)),
         "labels": labels,
         "overall": overall.figures,
         "per_class": {
-            label: {"support": int(films.support[k]), **per_class[k].figures} for k, label in enumerate(labels)
+            label: {"support": int(found.support[k]), **per_class[k].figures} for k, label in enumerate(labels)
         },
-        "confusion": point.confusion[0].astype(int).tolist(),
+        "confusion": found.confusion.tolist(),
         "intervals": {
             "method": "percentile bootstrap over groups",
             "replicates": replicates,
@@ -118,8 +116,67 @@ def evaluate(
     }
 
 
+@dataclass(frozen=True)
+class Replicated:
+    """The figures of a classifier's predictions, and of R bootstrap replicates; NaN where not defined."""
+
+    overall: Floats  # (6,) in the order of OVERALL
+    per_class: Floats  # (K, 6) in the order of PER_CLASS
+    overall_drawn: Floats  # (R, 6)
+    per_class_drawn: Floats  # (R, K, 6)
+    support: Ints  # (K,) films of each class
+    confusion: Ints  # (K, K) truth, prediction
+
+
+def replicated(
+    *,
+    truth: NDArray[Any],
+    probabilities: NDArray[Any],
+    labels: Sequence[str],
+    groups: Sequence[str],
+    replicates: int,
+    seed: int,
+    row_tolerance: float = ROW_TOLERANCE,
+) -> Replicated:
+    """Measure a classifier's predictions, and measure them again in every bootstrap replicate.
+
+    The same films in the same groups are drawn for every classifier: replicate r of one may be taken from replicate r
+    of another, which is a paired bootstrap.
+
+    Args:
+        truth: See :func:`evaluate`, as for the others.
+        probabilities: Each row adds up to 1 within `row_tolerance`.
+        labels: K names.
+        groups: (N,).
+        replicates: R, at least 1.
+        seed: Seed of the bootstrap.
+        row_tolerance: More than the usual for probabilities that were rounded.
+
+    Raises:
+        ValueError: An argument breaks its rule.
+    """
+    labels, groups = list(labels), list(groups)
+    truth, probabilities = _checked(truth, probabilities, labels, groups, row_tolerance)
+    films, order = _Films.of(truth, probabilities, groups)
+    point = _figures(films, np.ones((1, len(truth))))
+    chunks = bootstrap_weights([groups[i] for i in order], replicates=replicates, seed=seed)
+    parts = [_figures(films, weights) for weights in chunks]
+    return Replicated(
+        overall=point.overall[0],
+        per_class=point.per_class[0],
+        overall_drawn=np.concatenate([part.overall for part in parts]),
+        per_class_drawn=np.concatenate([part.per_class for part in parts]),
+        support=films.support,
+        confusion=point.confusion[0].astype(np.int64),
+    )
+
+
 def _checked(
-    truth: NDArray[Any], probabilities: NDArray[Any], labels: list[str], groups: list[str]
+    truth: NDArray[Any],
+    probabilities: NDArray[Any],
+    labels: list[str],
+    groups: list[str],
+    row_tolerance: float,
 ) -> tuple[Ints, Floats]:
     """The arrays as int64 and float64, or a ValueError."""
     truth, probabilities = np.asarray(truth), np.asarray(probabilities)
@@ -143,8 +200,8 @@ def _checked(
         raise ValueError(f"probabilities: must be 0 or more, found {probabilities.min()}")
     sums = probabilities.sum(axis=1)
     worst = int(np.argmax(np.abs(sums - 1)))
-    if abs(sums[worst] - 1) > ROW_TOLERANCE:
-        raise ValueError(f"probabilities: each row must add up to 1 within {ROW_TOLERANCE}, found {sums[worst]}")
+    if abs(sums[worst] - 1) > row_tolerance:
+        raise ValueError(f"probabilities: each row must add up to 1 within {row_tolerance}, found {sums[worst]}")
     if len(groups) != len(truth):
         raise ValueError(f"groups: must name one group for each of {len(truth)} films, found {len(groups)}")
     return truth.astype(np.int64), probabilities
@@ -266,13 +323,15 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class _WithIntervals:
+class WithIntervals:
+    """Figures ``{name: {"value", "low", "high"}}``, and of how many replicates each was left out."""
+
     figures: dict[str, dict[str, float | None]]
     left_out: dict[str, int]
 
 
-def _with_intervals(names: Sequence[str], point: Floats, drawn: Floats, level: float) -> _WithIntervals:
-    """Figures `names` from their values (F,) and their replicates (R, F)."""
+def with_intervals(names: Sequence[str], point: Floats, drawn: Floats, level: float) -> WithIntervals:
+    """Figures `names` from their values (F,) and their replicates (R, F), or differences of both."""
     figures: dict[str, dict[str, float | None]] = {}
     left_out: dict[str, int] = {}
     for i, name in enumerate(names):
@@ -282,4 +341,4 @@ def _with_intervals(names: Sequence[str], point: Floats, drawn: Floats, level: f
         undefined = int(np.isnan(drawn[:, i]).sum())
         if defined and undefined:
             left_out[name] = undefined
-    return _WithIntervals(figures, left_out)
+    return WithIntervals(figures, left_out)

@@ -1,0 +1,553 @@
+"""Which difference between runs is real: two or more runs on the same test films.
+
+Films are paired by what they show, the hash of their pixels; names, folders and the order of rows may differ. Only
+films that are test films of every run count, each once, however many copies of it a run has. A film that one of the
+runs was trained on, or chosen by, flatters that run and is left out; so is a film of a patient (of a group, in any of
+the runs) with such films.
+
+Every run is measured on the same bootstrap replicates of the paired films, drawn by group, so that what is hard for all
+runs cancels out in their difference. The first run is what the others are compared with.
+
+A difference is called "better" or "worse" where all of this holds, and "no difference shown" otherwise:
+
+- the percentile interval of the difference does not hold 0;
+- the runs differ in the answers for at least :func:`fewest_differing` films that the figure looks at: with fewer, an
+  exact test could not find anything either, and a bootstrap is too sure of itself;
+- for shares of films (accuracy, sensitivity): the exact test of McNemar (*Psychometrika* 12, 1947) on the films that
+  one run alone names rightly finds it too. It takes films for independent, which films of one patient are not;
+- with more than two runs: the p-values hold after the correction of Holm (*Scandinavian Journal of Statistics* 6, 1979)
+  for as many comparisons as there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgg16_xray import RESEARCH_USE_ONLY
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import read_json
+from vgg16_xray.films.split import TEST, TRAIN, VALIDATION, group_films
+from vgg16_xray.rundir import RunDir, read_config
+from vgg16_xray.trust.metrics import OVERALL, PER_CLASS, Replicated, replicated, with_intervals
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "log_loss")
+CLASS_FIGURES = ("sensitivity", "f1")
+#: Of these, less is better.
+LESS_IS_BETTER = frozenset({"log_loss"})
+BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
+
+#: Fewest films that are compared: below that not even a run that is right twice as often could be told apart.
+FEWEST_FILMS = 20
+#: Fewer groups than this make percentile intervals visibly too narrow (Cameron, Gelbach and Miller, 2008).
+FEW_GROUPS = 30
+#: predictions.csv holds six decimals: what stands there as 0 was at most half of the last of them.
+DECIMALS = 6
+HALF_A_UNIT = 0.5 * 10.0**-DECIMALS
+
+
+def compare(runs: Sequence[RunDir], *, replicates: int = 2000, seed: int = 1234, level: float = 0.95) -> dict[str, Any]:
+    """Compare runs with the first of them, on the test films that they have in common.
+
+    Args:
+        runs: Two or more runs whose step 6 is done; all different.
+        replicates: Bootstrap replicates, at least 1.
+        seed: Seed of the bootstrap.
+        level: Confidence level of the intervals, above 0 and below 1; 1 - `level` is what p-values are held against.
+
+    Returns:
+        What JSON can hold:
+
+        - ``research_use_only``; ``labels``: the classes, in the order of the first run.
+        - ``films``: ``paired``, their ``groups``, how many of these hold several films (``groups_of_several``), films
+          of each class (``support``), and ``left_out``: a list of ``{"reason", "leak", "films", "first"}``; each film
+          that is a test film of some run and was not paired stands under one reason.
+        - ``runs``: for each its ``name``, ``path``, ``recipe``, ``train_from``, ``seed``, ``test_films`` (different
+          pictures), ``copies``, and on the paired films ``overall`` and ``per_class`` figures ``{"value", "low",
+          "high"}``, see :func:`vgg16_xray.trust.metrics.evaluate`.
+        - ``comparisons``: for each run but the first ``run``, ``against``, ``overall`` and ``per_class``: for each
+          figure the ``difference`` (this run less the first) with ``low`` and ``high``, ``p`` (bootstrap, two-sided)
+          and ``p_holm``, the ``replicates_left_out`` that do not define it, ``differing`` (films on which the answers
+          differ; None where a figure is of probabilities), ``mcnemar`` (``only_first``, ``only_this``: films that one
+          run alone names rightly; ``p``, ``p_holm``) for shares of films, else None, ``verdict`` and ``why``: what else
+          speaks against a difference whose interval does not hold 0.
+        - ``intervals``: ``method``, ``replicates``, ``level``, ``seed``, ``comparisons``.
+        - ``notes``: sentences on what these figures do not say.
+
+    Raises:
+        UserError: Fewer than two runs, the same run twice, a run without a test, other classes, a damaged file, or
+            fewer than :data:`FEWEST_FILMS` films that can be paired.
+    """
+    tested = _read_all(runs)
+    labels = tested[0].labels
+    paired = _pair(tested)
+    alpha = 1 - level
+    found = [
+        replicated(
+            truth=paired.truth,
+            probabilities=probabilities,
+            labels=labels,
+            groups=paired.groups,
+            replicates=replicates,
+            seed=seed,
+            # Rounding and the floor each move a probability by at most half a unit.
+            row_tolerance=2 * HALF_A_UNIT * (len(labels) + 1),
+        )
+        for probabilities in paired.probabilities
+    ]
+    answers = [probabilities.argmax(axis=1) for probabilities in paired.probabilities]
+    compared = [
+        _Comparison(found[0], figures, paired.truth, answers[0], answer, level).figures()
+        for figures, answer in zip(found[1:], answers[1:], strict=True)
+    ]
+    for class_, name in compared[0]:
+        _correct_and_judge([figures[class_, name] for figures in compared], name, alpha)
+    films = {
+        "paired": len(paired.truth),
+        "groups": len(set(paired.groups)),
+        "groups_of_several": sum(n > 1 for n in Counter(paired.groups).values()),
+        "support": {label: int(n) for label, n in zip(labels, found[0].support, strict=True)},
+        "left_out": paired.left_out,
+    }
+    return {
+        "research_use_only": RESEARCH_USE_ONLY,
+        "labels": list(labels),
+        "films": films,
+        "runs": [run.about | _own(figures, labels, level) for run, figures in zip(tested, found, strict=True)],
+        "comparisons": [
+            {
+                "run": run.name,
+                "against": tested[0].name,
+                "overall": {name: figures[None, name] for name in FIGURES},
+                "per_class": {
+                    label: {name: figures[k, name] for name in CLASS_FIGURES} for k, label in enumerate(labels)
+                },
+            }
+            for run, figures in zip(tested[1:], compared, strict=True)
+        ],
+        "intervals": {
+            "method": "paired percentile bootstrap over groups",
+            "replicates": replicates,
+            "level": level,
+            "seed": seed,
+            "comparisons": len(compared),
+        },
+        "notes": _notes(tested, films, level=level),
+    }
+
+
+def mcnemar(only_first: int, only_this: int) -> float:
+    """Two-sided p-value of McNemar's exact test: a fair coin for each film that one run alone names rightly.
+
+    Args:
+        only_first: Films that the first run names rightly and the other does not.
+        only_this: The other way round.
+    """
+    from scipy.stats import binomtest
+
+    if only_first + only_this == 0:
+        return 1.0
+    return float(binomtest(only_this, only_first + only_this, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the smallest p times m, the next times m - 1, ..., never falling, at most 1.
+
+    Args:
+        p_values: m p-values, in any order; the result is in the same.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, least = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = least
+    return corrected
+
+
+def fewest_differing(alpha: float) -> int:
+    """Fewest films on which answers must differ for an exact test to reach `alpha`: 6 for 0.05, as 2 / 2**6 = 0.031."""
+    return int(np.ceil(np.log2(2 / alpha)))
+
+
+# -- files in
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A run and what it said of every film; row i of everything is row i of the manifest."""
+
+    name: str
+    about: dict[str, Any]
+    labels: tuple[str, ...]
+    films: pd.DataFrame  # pixels_sha256, label, split, group, shown
+    probabilities: NDArray[np.float64]  # (N, K), in the order of the first run's labels
+
+
+def _read_all(runs: Sequence[RunDir]) -> list[_Tested]:
+    if len(runs) < 2:
+        raise UserError(f"runs: must be two or more, found {len(runs)}")
+    places: dict[Path, Path] = {}
+    for run in runs:
+        if (place := run.path.resolve()) in places:
+            raise UserError(f"{run.path}: must be given once, found it again as {places[place]}")
+        places[place] = run.path
+    names = [run.path.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    tested: list[_Tested] = []
+    for run, name in zip(runs, names, strict=True):
+        tested.append(_read(run, name, like=tested[0] if tested else None))
+    return tested
+
+
+def _read(run: RunDir, name: str, *, like: _Tested | None) -> _Tested:
+    import pandas as pd
+
+    run.require_step("test", made_by="test")
+    measured = read_json(run.require(run.test, made_by="test"))
+    labels = measured.get("labels") if isinstance(measured, dict) else None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or len(labels) < 2:
+        raise UserError(f"{run.test}: must name the classes under 'labels', found {labels}")
+    if like is not None:
+        if set(labels) != set(like.labels):
+            raise UserError(
+                f"{run.path}: must have the classes of {like.about['path']} ({', '.join(like.labels)}), "
+                f"found {', '.join(labels)}",
+                hint="the classes of a run are named by --map",
+            )
+        labels = list(like.labels)
+    wanted = ["path", "collection", "label", "split", "group", "pixels_sha256"]
+    try:
+        films = pd.read_parquet(run.require(run.manifest, made_by="preprocess DATA --out"), columns=wanted)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{run.manifest}: must be a whole Parquet table, found {error}") from error
+    said = _predictions(run, labels)
+    keys = ["path", "collection", "label", "split"]
+    if len(said) != len(films) or any(list(said[key]) != list(films[key]) for key in keys):
+        raise UserError(
+            f"{run.predictions}: must hold the films of {run.manifest.name} in their order, found others",
+            hint=f"delete it and run: vgg16-xray test {run.path}",
+        )
+    films = films.assign(shown=films["collection"] + "/" + films["path"])
+    hashes = films.loc[films["split"] == TEST, "pixels_sha256"]
+    config = read_config(run)
+    recipe = config.get("recipe", {})
+    about = {
+        "name": name,
+        "path": str(run.path),
+        "recipe": str(recipe.get("name", "")),
+        "train_from": str(recipe.get("train_from", "")),
+        "seed": config.get("run", {}).get("seed"),
+        "test_films": int(hashes.nunique()),
+        "copies": int(hashes.duplicated().sum()),
+    }
+    return _Tested(name, about, tuple(labels), films, _probabilities(run, said, labels))
+
+
+def _predictions(run: RunDir, labels: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    texts = dict.fromkeys(("path", "collection", "label", "split", "prediction"), str)
+    numbers = {f"p_{label}": float for label in labels}
+    file = run.require(run.predictions, made_by="test")
+    try:
+        return pd.read_csv(file, dtype={**texts, **numbers}, usecols=[*texts, *numbers], keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: must be a table with the columns {', '.join([*texts, *numbers])}, found {error}"
+        ) from error
+
+
+def _probabilities(run: RunDir, said: pd.DataFrame, labels: Sequence[str]) -> NDArray[np.float64]:
+    """(N, K) as they are written, but none below half a unit, and the largest where the run's answer is."""
+    written = said[[f"p_{label}" for label in labels]].to_numpy(dtype=np.float64)
+    tolerance = HALF_A_UNIT * (len(labels) + 1)
+    wrong = ~np.isfinite(written).all(axis=1) | (written < 0).any(axis=1) | (abs(written.sum(axis=1) - 1) > tolerance)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"{run.predictions}: probabilities must be 0 or more and add up to 1, "
+            f"found {written[row].tolist()} for {said['path'].iloc[row]}"
+        )
+    # A true class that is written as 0 would cost 36 in the log loss, which the model did not say.
+    probabilities = np.maximum(written, HALF_A_UNIT)
+    number = {label: k for k, label in enumerate(labels)}
+    answer = np.array([number.get(label, -1) for label in said["prediction"]])
+    rows = np.flatnonzero(probabilities.argmax(axis=1) != answer)
+    most = probabilities[rows].max(axis=1)
+    if (answer < 0).any() or (probabilities[rows, answer[rows]] < most).any():
+        raise UserError(f"{run.predictions}: the prediction must be the most probable class, found another")
+    # Two classes that rounding made equal: the run's answer was by the unrounded ones.
+    probabilities[rows, answer[rows]] = most + HALF_A_UNIT / 10
+    return probabilities
+
+
+# -- pairs
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """The N films that are compared, in the order of their hashes."""
+
+    truth: NDArray[np.int64]  # (N,) index into the labels
+    groups: list[str]  # (N,) what any run's groups connect
+    probabilities: list[NDArray[np.float64]]  # a run each, (N, K)
+    left_out: list[dict[str, Any]]
+
+
+def _pair(tested: Sequence[_Tested]) -> _Paired:
+    row_of: list[dict[str, int]] = [{} for _ in tested]
+    sides: list[dict[str, set[str]]] = [{} for _ in tested]
+    labels: dict[str, set[str]] = {}
+    candidates: dict[str, str] = {}  # test films of any run, and the first name of each
+    for i, run in enumerate(tested):
+        columns = (run.films[name] for name in ("pixels_sha256", "split", "label", "shown"))
+        for row, (film, split, label, shown) in enumerate(zip(*columns, strict=True)):
+            row_of[i].setdefault(film, row)
+            sides[i].setdefault(film, set()).add(split)
+            labels.setdefault(film, set()).add(label)
+            if split == TEST:
+                candidates.setdefault(film, shown)
+    group_of = _united_groups(tested)
+    group_sides: list[dict[str, set[str]]] = [{} for _ in tested]
+    for i in range(len(tested)):
+        for film, found in sides[i].items():
+            group_sides[i].setdefault(group_of[film], set()).update(found)
+    names = [run.name for run in tested]
+    reasons: dict[tuple[int, str, bool], list[str]] = {}
+    films = []
+    for film, shown in candidates.items():
+        why = _why_left_out(
+            names,
+            [found.get(film, set()) for found in sides],
+            [found.get(group_of[film], set()) for found in group_sides],
+            contradicted=len(labels[film]) > 1,
+        )
+        if why is None:
+            films.append(film)
+        else:
+            reasons.setdefault(why, []).append(shown)
+    left_out = [
+        {"reason": reason, "leak": leak, "films": len(shown), "first": shown[0]}
+        for (_, reason, leak), shown in sorted(reasons.items())
+    ]
+    if len(films) < FEWEST_FILMS:
+        others = "; ".join(f"{entry['films']:,} {entry['reason']}, the first {entry['first']}" for entry in left_out)
+        raise UserError(
+            f"{', '.join(run.about['path'] for run in tested)}: must have at least {FEWEST_FILMS} test films "
+            f"in common, found {len(films)}{f'; left out: {others}' if others else ''}"
+        )
+    films.sort()
+    number = {label: k for k, label in enumerate(tested[0].labels)}
+    first = tested[0].films["label"].tolist()
+    return _Paired(
+        truth=np.array([number[first[row_of[0][film]]] for film in films], dtype=np.int64),
+        groups=[group_of[film] for film in films],
+        probabilities=[run.probabilities[[row_of[i][film] for film in films]] for i, run in enumerate(tested)],
+        left_out=left_out,
+    )
+
+
+def _united_groups(tested: Sequence[_Tested]) -> dict[str, str]:
+    """Group of each film (hash): what is one group in any run is one; a run may know patients that another does not."""
+    pixels = [film for run in tested for film in run.films["pixels_sha256"]]
+    groups: list[str | None] = [f"{i}/{group}" for i, run in enumerate(tested) for group in run.films["group"]]
+    return dict(zip(pixels, group_films(pixels, groups), strict=True))
+
+
+def _why_left_out(
+    names: Sequence[str], own: Sequence[set[str]], of_group: Sequence[set[str]], *, contradicted: bool
+) -> tuple[int, str, bool] | None:
+    """Why a film is not compared: (weight of the reason, the reason after a number of films, whether it is a leak).
+
+    Args:
+        names: Of the runs.
+        own: The sides on which the film stands in each run; empty where the run does not have it.
+        of_group: The sides on which films of its group stand.
+        contradicted: Whether it has two labels.
+    """
+    weight = 0
+    for side, word in ((TRAIN, "training"), (VALIDATION, "validation")):
+        for found, reason in ((own, f"{word} films"), (of_group, f"of a patient (or group) with {word} films")):
+            for name, here in zip(names, found, strict=True):
+                if side in here:
+                    return weight, f"{reason} of {name}", side == TRAIN
+            weight += 1
+    for name, here in zip(names, own, strict=True):
+        if not here:
+            return weight, f"not among the films of {name}", False
+    return (weight + 1, "with more than one label", False) if contradicted else None
+
+
+# -- differences
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One run against the first, film by film and replicate by replicate."""
+
+    first: Replicated
+    this: Replicated
+    truth: NDArray[np.int64]
+    first_answer: NDArray[np.int64]
+    this_answer: NDArray[np.int64]
+    level: float
+
+    def figures(self) -> dict[tuple[int | None, str], dict[str, Any]]:
+        """Each figure by (class or None, name), not judged yet."""
+        first_right, this_right = self.first_answer == self.truth, self.this_answer == self.truth
+        changed = int((self.first_answer != self.this_answer).sum())
+        everything = np.ones(len(self.truth), dtype=bool)
+        result: dict[tuple[int | None, str], dict[str, Any]] = {}
+        overall = self._differences(
+            OVERALL, self.this.overall - self.first.overall, self.this.overall_drawn - self.first.overall_drawn
+        )
+        differing = {
+            "accuracy": int((first_right != this_right).sum()),
+            "balanced_accuracy": int((first_right != this_right).sum()),
+            "macro_f1": changed,
+        }
+        for name in FIGURES:
+            exact = _discordant(first_right, this_right, everything) if name == "accuracy" else None
+            result[None, name] = overall[name] | {"differing": differing.get(name), "mcnemar": exact}
+        for k in range(len(self.first.support)):
+            of_class = self._differences(
+                PER_CLASS,
+                self.this.per_class[k] - self.first.per_class[k],
+                self.this.per_class_drawn[:, k] - self.first.per_class_drawn[:, k],
+            )
+            here = self.truth == k
+            for name in CLASS_FIGURES:
+                if name == "sensitivity":
+                    exact = _discordant(first_right, this_right, here)
+                    count = exact["only_first"] + exact["only_this"]
+                else:
+                    exact = None
+                    count = int(((self.first_answer == k) != (self.this_answer == k)).sum())
+                result[k, name] = of_class[name] | {"differing": count, "mcnemar": exact}
+        return result
+
+    def _differences(
+        self, names: Sequence[str], point: NDArray[np.float64], drawn: NDArray[np.float64]
+    ) -> dict[str, dict[str, Any]]:
+        found = with_intervals(names, point, drawn, self.level)
+        return {
+            name: {
+                "difference": figure["value"],
+                "low": figure["low"],
+                "high": figure["high"],
+                "p": _bootstrap_p(drawn[:, i]) if figure["value"] is not None else None,
+                "replicates_left_out": found.left_out.get(name, 0),
+            }
+            for i, (name, figure) in enumerate(found.figures.items())
+        }
+
+
+def _discordant(first: NDArray[np.bool_], this: NDArray[np.bool_], films: NDArray[np.bool_]) -> dict[str, Any]:
+    only_first, only_this = int((first & ~this & films).sum()), int((this & ~first & films).sum())
+    return {"only_first": only_first, "only_this": only_this, "p": mcnemar(only_first, only_this)}
+
+
+def _bootstrap_p(drawn: NDArray[np.float64]) -> float | None:
+    """Two-sided p-value that belongs to the percentile interval: it is below alpha where that does not hold 0.
+
+    The replicates on the rarer side of 0, twice, with one added to numerator and denominator so that it is never 0
+    (Davison and Hinkley, 1997, section 4.2).
+    """
+    drawn = drawn[~np.isnan(drawn)]
+    if drawn.size == 0:
+        return None
+    fewer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return min(1.0, 2 * (fewer + 1) / (drawn.size + 1))
+
+
+def _correct_and_judge(figures: Sequence[dict[str, Any]], name: str, alpha: float) -> None:
+    """Add ``p_holm`` over the comparisons of one figure, ``verdict`` and ``why``."""
+    for holder in (figures, [figure["mcnemar"] for figure in figures]):
+        defined = [entry for entry in holder if entry is not None and entry["p"] is not None]
+        for entry in holder:
+            if entry is not None:
+                entry["p_holm"] = None
+        for entry, corrected in zip(defined, holm([entry["p"] for entry in defined]), strict=True):
+            entry["p_holm"] = corrected
+    for figure in figures:
+        figure["verdict"], figure["why"] = _judge(figure, name, alpha, comparisons=len(figures))
+
+
+def _judge(figure: Mapping[str, Any], name: str, alpha: float, *, comparisons: int) -> tuple[str, str]:
+    difference, low, high = figure["difference"], figure["low"], figure["high"]
+    if difference is None or low is None:
+        return NOT_SHOWN, "not defined on these films"
+    if low == high:
+        return NOT_SHOWN, "" if difference == 0 else "no replicate differed"
+    if low <= 0 <= high:
+        return NOT_SHOWN, ""
+    differing, exact = figure["differing"], figure["mcnemar"]
+    against = []
+    if differing is not None and differing < fewest_differing(alpha):
+        against.append(f"only {differing} films differ")
+    elif exact is not None and exact["p"] > alpha:
+        against.append(f"McNemar p = {exact['p']:.2g}")
+    elif figure["p_holm"] > alpha or (exact is not None and exact["p_holm"] > alpha):
+        against.append(f"not after correction for {comparisons} comparisons" if comparisons > 1 else "too close")
+    if against:
+        return NOT_SHOWN, against[0]
+    return (BETTER if (low > 0) != (name in LESS_IS_BETTER) else WORSE), ""
+
+
+def _own(found: Replicated, labels: Sequence[str], level: float) -> dict[str, Any]:
+    """A run's own figures on the paired films."""
+    overall = with_intervals(OVERALL, found.overall, found.overall_drawn, level).figures
+    per_class = {}
+    for k, label in enumerate(labels):
+        figures = with_intervals(PER_CLASS, found.per_class[k], found.per_class_drawn[:, k], level).figures
+        per_class[label] = {name: figures[name] for name in CLASS_FIGURES}
+    return {"overall": {name: overall[name] for name in FIGURES}, "per_class": per_class}
+
+
+def _notes(tested: Sequence[_Tested], films: Mapping[str, Any], *, level: float) -> list[str]:
+    notes = []
+    if films["groups_of_several"]:
+        notes.append(
+            f"McNemar's test takes films for independent, but {films['groups_of_several']:,} of {films['groups']:,} "
+            "groups (patients) hold more than one film: its p-values may be too small. The intervals draw whole groups."
+        )
+    else:
+        notes.append(
+            "McNemar's test takes films for independent. No two of these films are known to be of one patient, which "
+            "is not the same where patients are unknown."
+        )
+    if films["groups"] < FEW_GROUPS:
+        notes.append(f"{films['groups']} groups are few: intervals from fewer than {FEW_GROUPS} are too narrow.")
+    if empty := [label for label, n in films["support"].items() if n == 0]:
+        notes.append(f"No paired film is of {', '.join(empty)}: macro figures are means over the other classes.")
+    if copies := [f"{run.about['copies']:,} of {run.name}" for run in tested if run.about["copies"]]:
+        notes.append(f"Test films that are exact copies of another are counted once: {', '.join(copies)}.")
+    seen = [frozenset(run.films.loc[run.films["split"] == TRAIN, "pixels_sha256"]) for run in tested]
+    if any(films_of_run != seen[0] for films_of_run in seen):
+        notes.append(
+            "The runs were not trained on the same films: a difference may come from the films as well as from the "
+            "recipe."
+        )
+    notes.append(
+        f"A run is one training. Another seed would move its figures too, and the {100 * level:g} % intervals, which "
+        "are about other films of the same kind, do not hold that."
+    )
+    looked_at = len(FIGURES) + len(CLASS_FIGURES) * len(tested[0].labels)
+    notes.append(
+        f"{looked_at} figures are compared; of those without a true difference, about one in {round(1 / (1 - level))} "
+        "shows one by chance. Decide beforehand which figure counts; whoever picks a run by these figures needs other "
+        "films to say how good it is."
+    )
+    return notes
