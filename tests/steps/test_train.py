@@ -230,6 +230,32 @@ def test_a_set_aside_that_was_killed_goes_on(copy_of_run: RunDir, small_run: Run
     assert (aside / "state.safetensors").read_bytes() == small_run.last.read_bytes()
 
 
+@pytest.mark.parametrize("moves", range(6))
+def test_a_set_aside_that_is_killed_anywhere_loses_nothing(
+    copy_of_run: RunDir, small_run: RunDir, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    initialise(copy_of_run, load_recipe("fast", epochs=1))
+    replace, done = Path.replace, 0
+
+    def killed(self: Path, target: Path) -> Path:
+        nonlocal done
+        if "superseded" in target.parts:
+            if done == moves:
+                raise KeyboardInterrupt
+            done += 1
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        train(copy_of_run)
+    assert "train" not in copy_of_run.stamps(), "what is left is not taken for a finished training"
+    train(copy_of_run)
+    aside = copy_of_run.path / "superseded" / json.loads(small_run.steps.read_text())["train"]["key"]
+    for name in ("history", "best", "validation", "test", "predictions", "last"):
+        file = getattr(small_run, name)
+        assert (aside / file.name).read_bytes() == file.read_bytes(), name
+
+
 def test_a_damaged_state_is_one_line_that_says_what_to_do(copy_of_run: RunDir) -> None:
     copy_of_run.history.unlink()
     copy_of_run.last.write_bytes(copy_of_run.last.read_bytes()[:1000])
