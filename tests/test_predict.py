@@ -19,7 +19,7 @@ from vgg16_xray.errors import UserError
 from vgg16_xray.films.decode import decode, to_square
 from vgg16_xray.learn.checkpoint import ModelConfig, save_model
 from vgg16_xray.learn.vgg16 import build, split_at
-from vgg16_xray.learn.weights import normalise
+from vgg16_xray.learn.weights import load_base, normalise
 from vgg16_xray.predict import Predictor, as_csv, as_json, films_in
 from vgg16_xray.rundir import RunDir
 from vgg16_xray.steps.preprocess import read_manifest
@@ -105,6 +105,7 @@ def test_features_are_rounded_as_in_training(films: list[Path], tmp_path: Path, 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(classes=2, head="gap", dropout=0.0).eval()
+    load_base().put_into(network)
     config = ModelConfig(
         labels=("a", "b"),
         head="gap",
@@ -122,10 +123,10 @@ def test_features_are_rounded_as_in_training(films: list[Path], tmp_path: Path, 
     prefix, trainable = split_at(network, train_from)
     with torch.no_grad():
         features = prefix(normalise(torch.from_numpy(pixels), "caffe").to(memory_format=torch.channels_last))
-        if train_from == "block3":
-            features = features.half().float()
-        expected = torch.softmax(trainable(features).double(), 1).numpy()
-    np.testing.assert_allclose(predictor.probabilities(list(pixels)), expected, atol=1e-6)
+        as_is, rounded = (torch.softmax(trainable(x).double(), 1).numpy() for x in (features, features.half().float()))
+    expected, other = (as_is, rounded) if train_from == "block2" else (rounded, as_is)
+    found = predictor.probabilities(list(pixels))
+    assert np.abs(found - expected).max() < 0.2 * np.abs(found - other).max()
 
 
 def run(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
