@@ -204,6 +204,15 @@ def test_few_differing_films_show_nothing_however_one_sided(tmp_path):
         assert entry["why"] == ("only 5 films differ" if wrong == 5 else "")
 
 
+def test_accuracy_needs_mcnemar_beside_the_bootstrap(tmp_path):
+    a = make_run(tmp_path / "a", said=with_errors(perfect(), np.arange(7)))
+    b = make_run(tmp_path / "b", said=with_errors(perfect(), [100]))
+    entry = accuracy(compare([a, b], replicates=1000))
+    assert entry["low"] > 0
+    assert entry["mcnemar"]["p"] == mcnemar(7, 1) == 18 / 2**8
+    assert (entry["verdict"], entry["why"]) == (NOT_SHOWN, "McNemar p = 0.07")
+
+
 def test_many_films_of_few_patients_are_not_many_news(tmp_path):
     wrong = np.r_[0:20, 40:52]
     groups = [film(i // 20)[:16] for i in range(FILMS)]
@@ -325,6 +334,13 @@ def test_a_film_whose_label_is_contradicted_is_left_out(tmp_path):
     second = make_run(tmp_path / "b", said=answers(), truth=np.r_[(truth[0] + 1) % 3, truth[1:]])
     (entry,) = compare([first, second], replicates=20)["films"]["left_out"]
     assert (entry["reason"], entry["films"]) == ("with more than one label", 1)
+
+
+def test_a_class_with_few_paired_films_is_named(tmp_path):
+    truth = np.r_[np.ones(3, int), np.arange(FILMS - 3) % 2 * 2]
+    first, second = (make_run(tmp_path / name, said=answers(), truth=truth) for name in "ab")
+    notes = compare([first, second], replicates=20)["notes"]
+    assert any(note.startswith("Few paired films are of Lung_Opacity (3): ") for note in notes)
 
 
 def test_copies_of_a_film_count_once(tmp_path):

@@ -532,6 +532,11 @@ def _notes(tested: Sequence[_Tested], films: Mapping[str, Any], *, level: float)
         notes.append(f"{films['groups']} groups are few: intervals from fewer than {FEW_GROUPS} are too narrow.")
     if empty := [label for label, n in films["support"].items() if n == 0]:
         notes.append(f"No paired film is of {', '.join(empty)}: macro figures are means over the other classes.")
+    if rare := [f"{label} ({n})" for label, n in films["support"].items() if 0 < n < FEWEST_FILMS]:
+        notes.append(
+            f"Few paired films are of {', '.join(rare)}: the class's own figures, and the macro figures and balanced "
+            "accuracy in which it weighs as much as any other, hang on these few."
+        )
     if copies := [f"{run.about['copies']:,} of {run.name}" for run in tested if run.about["copies"]]:
         notes.append(f"Test films that are exact copies of another are counted once: {', '.join(copies)}.")
     seen = [frozenset(run.films.loc[run.films["split"] == TRAIN, "pixels_sha256"]) for run in tested]
