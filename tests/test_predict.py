@@ -225,6 +225,10 @@ def test_a_folder_is_its_films_without_masks(drawn_films: Path, tmp_path: Path, 
     assert found == sorted(found)
     assert not [file for file in found if "masks" in file.parts]
     assert films_in([films[2], drawn_films, films[0]]) == [films[2], *found, films[0]]
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "IM0001").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "dicom" / "README").write_bytes(b"x")
+    assert films_in([tmp_path / "dicom"]) == [tmp_path / "dicom" / "IM0001"], "as when a dataset is scanned"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ".hidden.png").write_bytes(b"x")
     (tmp_path / "other" / "text.txt").write_bytes(b"x")

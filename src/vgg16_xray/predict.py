@@ -16,7 +16,7 @@ import numpy as np
 
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.errors import UnreadableFilm, UserError
-from vgg16_xray.films.dataset import IGNORED, MASK_FOLDERS
+from vgg16_xray.films.dataset import IGNORED, MASK_FOLDERS, may_be_film
 from vgg16_xray.films.decode import SUFFIXES, decode, to_square
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import RunDir
@@ -163,7 +163,7 @@ def films_in(inputs: Sequence[Path]) -> list[Path]:
         found = [
             file
             for file in sorted(given.rglob("*"))
-            if file.suffix.lower() in SUFFIXES and not _passed_over(file.relative_to(given)) and file.is_file()
+            if not _passed_over(file.relative_to(given)) and file.is_file() and may_be_film(file)
         ]
         if not found:
             raise UserError(f"{given}: must hold films ({', '.join(sorted(SUFFIXES))}), found none")

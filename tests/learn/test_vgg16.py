@@ -4,7 +4,7 @@ import torch
 from vgg16_xray import config
 from vgg16_xray.errors import UserError
 from vgg16_xray.learn.heads import HEADS
-from vgg16_xray.learn.vgg16 import CUTS, VGG16, build, feature_shape, layer_table, split_at
+from vgg16_xray.learn.vgg16 import CUTS, VGG16, build, feature_shape, layer_table, published_parameters, split_at
 
 # The numbers of torchvision's vgg16, written out: nothing here is derived from the code under test.
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -187,3 +187,7 @@ def test_unknown_names_are_refused_in_one_line(model):
 def test_recipes_offer_what_the_network_has():
     assert tuple(HEADS) == config.HEADS
     assert tuple(CUTS) == config.TRAIN_FROM
+
+
+def test_the_published_network_is_counted_without_making_it() -> None:
+    assert published_parameters() == 138_357_544

@@ -266,7 +266,7 @@ def _scan_class(root: Path, folder: Path, name: str, side: str | None, found: _F
             found.left_out.append((_escaped(path), "its name is not UTF-8"))
         elif any(part.lower() in MASK_FOLDERS for part in file.relative_to(folder).parts[:-1]):
             masks.append(path)
-        elif file.suffix.lower() in SUFFIXES or (not file.suffix and _starts_like_dicom(file)):
+        elif may_be_film(file):
             if file.stem.lower().endswith("_mask"):
                 masks.append(path)
             else:
@@ -302,6 +302,11 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def may_be_film(file: Path) -> bool:
+    """Whether a file found in a folder is taken for a film: by its suffix, or, having none, by DICOM's prefix."""
+    return file.suffix.lower() in SUFFIXES or (not file.suffix and _starts_like_dicom(file))
 
 
 def _starts_like_dicom(file: Path) -> bool:

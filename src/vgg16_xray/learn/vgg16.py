@@ -191,3 +191,10 @@ def layer_table(model: VGG16, train_from: str, size: int = SIZE) -> list[Layer]:
         for handle in handles:
             handle.remove()
     return rows
+
+
+def published_parameters() -> int:
+    """Number of parameters of the network as it was published: head ``vgg``, 1,000 classes. No weight is made."""
+    with torch.device("meta"):
+        model = build(classes=1000, head="vgg", dropout=0.5)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -208,7 +208,7 @@ def vgg16() -> str:
     import torch
 
     from vgg16_xray.learn.heads import HEADS
-    from vgg16_xray.learn.vgg16 import BLOCKS, CUTS, SIZE, Layer, build, layer_table
+    from vgg16_xray.learn.vgg16 import BLOCKS, CUTS, SIZE, Layer, build, layer_table, published_parameters
 
     def table(head: str, classes: int) -> list[Layer]:
         with torch.device("meta"):  # shapes without values: the widest head has 103 million of them
@@ -216,7 +216,6 @@ def vgg16() -> str:
         return layer_table(model, "all")
 
     heads = {head: table(head, 4) for head in HEADS}
-    published = sum(layer.parameters for layer in table("vgg", 1000))
     base = [layer for layer in next(iter(heads.values())) if layer.name.startswith("features.")]
     blocks: list[list[Layer]] = [[]]
     for layer in base:
@@ -279,7 +278,12 @@ def vgg16() -> str:
         parts += _head(head, [layer for layer in layers if layer.name.startswith("classifier")], top + 24 + 56 * row)
     last = top + 24 + 56 * len(heads) + 22
     parts.append(
-        _text(30, last, f"As published, with the head vgg and 1,000 classes: {published:,} parameters.", colour=FAINT)
+        _text(
+            30,
+            last,
+            f"As published, with the head vgg and 1,000 classes: {published_parameters():,} parameters.",
+            colour=FAINT,
+        )
     )
     description = "; ".join(
         f"block {k + 1}: {sum(layer.kind == 'Conv2d' for layer in block)} convolutions "

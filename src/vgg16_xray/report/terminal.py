@@ -52,6 +52,8 @@ def say_preprocessed(done: Preprocessed, run: RunDir) -> None:
 def say_initialised(done: Initialised, *, layers: bool = False) -> None:
     """The network in a line, or its whole layer table."""
     if layers:
+        from vgg16_xray.learn.vgg16 import published_parameters
+
         table = Table(title="layers", title_justify="left")
         for column, justify in (("layer", "left"), ("kind", "left"), ("output", "left"), ("parameters", "right")):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -65,6 +67,7 @@ def say_initialised(done: Initialised, *, layers: bool = False) -> None:
                 "yes" if layer.trainable else "",
             )
         console().print(table)
+        console().print(f"as published, with the head vgg and 1000 classes: {published_parameters():,} parameters")
     console().print(
         f"initialise: recipe {done.recipe.name}; {parameters(done.layers, base=True):,} parameters in the base, "
         f"{parameters(done.layers):,} in all, {parameters(done.layers, trainable=True):,} trainable"

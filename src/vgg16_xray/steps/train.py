@@ -79,6 +79,7 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
         train_features=features.for_training(),
         validation_features=features.as_they_are(),
     )
+    before_fitting = time.monotonic() - started
     history = fit(
         model,
         data,
@@ -92,7 +93,8 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
         best=run.best,
         history=run.history,
     )
-    run.stamp(STEP, plan.key, seconds=time.monotonic() - started)
+    # The epochs of interrupted calls count: each row of the history knows how long its epoch took.
+    run.stamp(STEP, plan.key, seconds=before_fitting + sum(row["seconds"] for row in history))
     return Trained(history=history, already_done=False)
 
 
