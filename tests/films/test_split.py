@@ -14,7 +14,9 @@ from vgg16_xray.films.split import (
     check_every_class_on_every_side,
     check_no_leak,
     conflicts,
+    fold_films,
     group_films,
+    sides_of_fold,
     split_films,
 )
 
@@ -200,3 +202,116 @@ def test_no_group_ever_stands_on_two_sides(rows, seed):
     # Row order changes nothing.
     turned = dealt(labels[::-1], pixels[::-1], patients[::-1], seed=seed)
     assert turned[::-1] == splits
+
+
+# -------------------------------------------------------------------------------------------------------------- folds
+
+
+def folded(labels, pixels, patients=None, *, folds=5, seed=1234) -> list[int]:
+    groups = group_films(pixels, patients or [None] * len(pixels))
+    return fold_films(labels=labels, groups=groups, folds=folds, seed=seed)
+
+
+def test_each_class_is_spread_evenly_over_the_folds():
+    counts = Counter(zip(LABELS, folded(LABELS, PIXELS), strict=True))
+    for label, count in Counter(LABELS).items():
+        of_label = [counts[label, fold] for fold in range(1, 6)]
+        assert sum(of_label) == count
+        assert max(of_label) - min(of_label) <= 1
+
+
+def test_classes_are_even_with_patients_of_several_films_and_several_classes():
+    counts = Counter(zip(LABELS, folded(LABELS, PIXELS, PATIENTS), strict=True))
+    for label in "ABC":
+        of_label = [counts[label, fold] for fold in range(1, 6)]
+        assert max(of_label) - min(of_label) <= 3
+
+
+def test_a_patient_with_nearly_all_films_of_a_class_leaves_some_for_every_fold():
+    labels = ["A"] * 200 + ["B"] * 100
+    patients = [None] * 200 + ["p"] * 92 + [None] * 8
+    counts = Counter(folded(labels, different(300), patients)[200:])
+    assert sorted(counts.values()) == [2, 2, 2, 2, 92]
+
+
+def test_the_remainders_of_the_classes_do_not_all_go_to_one_fold():
+    labels = [label for label in "ABCD" for _ in range(11)]
+    assert set(Counter(folded(labels, different(44))).values()) == {8, 9}
+
+
+def test_the_same_seed_gives_the_same_folds_and_another_others():
+    assert folded(LABELS, PIXELS, PATIENTS, seed=1) == folded(LABELS, PIXELS, PATIENTS, seed=1)
+    assert folded(LABELS, PIXELS, PATIENTS, seed=1) != folded(LABELS, PIXELS, PATIENTS, seed=2)
+
+
+def test_the_folds_do_not_depend_on_what_patients_are_called():
+    names = {None: None, **{patient: f"x{n}" for n, patient in enumerate(sorted(filter(None, set(PATIENTS))))}}
+    assert folded(LABELS, PIXELS, [names[patient] for patient in PATIENTS]) == folded(LABELS, PIXELS, PATIENTS)
+
+
+def test_a_fold_that_a_class_was_not_dealt_to_gets_a_group_that_another_can_spare():
+    # The groups of A alone are small: dealing by A puts all three that have B's films too on two folds.
+    labels = list("AABBBBAAAB")
+    patients = ["r", "p", "r", "q", "r", "s", "t", "q", "s", "s"]
+    for seed in range(50):
+        fold_of = folded(labels, different(10), patients, folds=3, seed=seed)
+        for label in "AB":
+            assert {fold for name, fold in zip(labels, fold_of, strict=True) if name == label} == {1, 2, 3}
+
+
+def test_too_few_folds_or_groups_are_one_clear_line():
+    with pytest.raises(UserError, match=r"--folds: must be 3 or more .*found 2"):
+        folded(LABELS, PIXELS, folds=2)
+    labels, patients = ["A"] * 50 + ["B"] * 6, [None] * 50 + ["p", "p", "q", "q", "r", "r"]
+    with pytest.raises(UserError, match=r"class 'B': must have 5 groups .* or more for --folds 5, found 3; take fewer"):
+        folded(labels, different(56), patients)
+    # Just enough.
+    labels, patients = list("ABABAB"), ["p", "p", "q", "q", "r", "r"]
+    assert sorted(folded(labels, different(6), patients, folds=3)) == [1, 1, 2, 2, 3, 3]
+
+
+def test_every_fold_is_tested_once_and_chooses_once():
+    fold_of = folded(LABELS, PIXELS, PATIENTS)
+    sides = {number: sides_of_fold(fold_of, number=number, folds=5) for number in range(1, 6)}
+    for i, fold in enumerate(fold_of):
+        assert [number for number in sides if sides[number][i] == TEST] == [fold]
+        assert [number for number in sides if sides[number][i] == VALIDATION] == [(fold - 2) % 5 + 1]
+    for split in sides.values():
+        check_every_class_on_every_side(labels=LABELS, splits=split)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from("ABC"), st.integers(0, 300), st.one_of(st.none(), st.none(), st.integers(0, 30))),
+        min_size=3,
+        max_size=120,
+    ),
+    folds=st.integers(3, 6),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_film_is_tested_once_by_a_model_that_saw_nothing_of_its_group(rows, folds, seed):
+    labels = [label for label, _, _ in rows]
+    pixels = [f"{film:064x}"[::-1] for _, film, _ in rows]
+    patients = [None if patient is None else f"p{patient}" for _, _, patient in rows]
+    groups = group_films(pixels, patients)
+    fewest = min(len({g for g, name in zip(groups, labels, strict=True) if name == label}) for label in set(labels))
+    try:
+        fold_of = folded(labels, pixels, patients, folds=folds, seed=seed)
+    except UserError as error:
+        assert fewest < folds or "its patients have films of other classes too" in str(error)
+        return
+    assert fewest >= folds
+    tested = Counter()
+    for number in range(1, folds + 1):
+        split = sides_of_fold(fold_of, number=number, folds=folds)
+        check_no_leak(groups=groups, splits=split, names=pixels)
+        check_every_class_on_every_side(labels=labels, splits=split)
+        tested.update(i for i, side in enumerate(split) if side == TEST)
+        by_key = {}
+        for keys in (pixels, [patient or f"film {n}" for n, patient in enumerate(patients)]):
+            for key, side in zip(keys, split, strict=True):
+                assert by_key.setdefault(key, side) == side
+    assert tested == dict.fromkeys(range(len(rows)), 1)
+    # Row order changes nothing.
+    assert folded(labels[::-1], pixels[::-1], patients[::-1], folds=folds, seed=seed)[::-1] == fold_of

@@ -15,6 +15,8 @@ from vgg16_xray.errors import Leak, UserError
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 #: Shares of validation and test films: the seed's 80/10/10.
 VALIDATION_SHARE = TEST_SHARE = 0.1
+#: One fold to test, one to choose the epoch, one to train.
+FEWEST_FOLDS = 3
 
 
 def group_films(pixels: Sequence[str], patients: Sequence[str | None]) -> list[str]:
@@ -126,6 +128,107 @@ def split_films(
             ):
                 deal(groups_to_spare[0], side)
     return [side_of[group] for group in groups]
+
+
+def fold_films(*, labels: Sequence[str], groups: Sequence[str], folds: int, seed: int) -> list[int]:
+    """Deal groups to folds, so that each class is spread evenly and no group stands in two.
+
+    Each group goes whole, the large ones first, to the fold that has the fewest films of its rarest class. A group in
+    which the same pixels carry two labels is dealt as any other: every film is predicted once.
+
+    Args:
+        labels: (N,) class of each film.
+        groups: (N,) group of each film, as from :func:`group_films`.
+        folds: K, at least :data:`FEWEST_FOLDS`.
+        seed: Another seed, other folds.
+
+    Returns:
+        (N,) fold of each film, from 1 to K.
+
+    Raises:
+        UserError: K is too small, or a class cannot stand in every fold.
+    """
+    if folds < FEWEST_FOLDS:
+        raise UserError(
+            f"--folds: must be {FEWEST_FOLDS} or more (one to test, one to choose the epoch, one to train), "
+            f"found {folds}"
+        )
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    order = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    films_of = {group: Counter(labels[i] for i in members[group]) for group in order}
+    counts = Counter(labels)
+    rarest_first = sorted(counts, key=lambda label: (counts[label], label))
+    for label in rarest_first:
+        if (found := sum(label in films_of[group] for group in order)) < folds:
+            raise UserError(
+                f"class '{label}': must have {folds} groups (patients, or films and their copies) or more for "
+                f"--folds {folds}, found {found}",
+                hint="take fewer folds, bring more films of it, or leave the class out",
+            )
+    fold_of: dict[str, int] = {}
+    held: Counter[tuple[str, int]] = Counter()
+    films_in: Counter[int] = Counter()
+
+    def deal(group: str, fold: int) -> None:
+        for name, n in films_of[group].items():
+            held[name, fold] += n
+            if group in fold_of:
+                held[name, fold_of[group]] -= n
+        films_in[fold] += len(members[group])
+        if group in fold_of:
+            films_in[fold_of[group]] -= len(members[group])
+        fold_of[group] = fold
+
+    for label in rarest_first:
+        of_label = [group for group in order if label in films_of[group]]
+        for group in sorted(of_label, key=lambda group: -films_of[group][label]):
+            if group not in fold_of:
+                # The rarest first where the group shows several classes; then the smaller fold.
+                names = sorted(films_of[group], key=lambda name: (name != label, counts[name], name))
+                deal(
+                    group,
+                    min(
+                        range(1, folds + 1),
+                        key=lambda fold: (*(held[name, fold] for name in names), films_in[fold], fold),
+                    ),
+                )
+    # Patients with films of several classes may have left a fold without one: bring its smallest group that another
+    # fold can spare.
+    for label in rarest_first:
+        for fold in range(1, folds + 1):
+            if held[label, fold]:
+                continue
+            spare = [
+                group
+                for group in order
+                if label in films_of[group]
+                and all(held[name, fold_of[group]] > n for name, n in films_of[group].items())
+            ]
+            if not spare:
+                raise UserError(
+                    f"class '{label}': must have films in each of {folds} folds, found none for one: its patients "
+                    "have films of other classes too",
+                    hint="take fewer folds, or bring more films of it",
+                )
+            deal(min(spare, key=lambda group: len(members[group])), fold)
+    return [fold_of[group] for group in groups]
+
+
+def sides_of_fold(fold_of: Sequence[int], *, number: int, folds: int) -> list[str]:
+    """The split of one fold's model: it is tested on its fold, its epoch is chosen by the next, the rest trains it.
+
+    Args:
+        fold_of: (N,) fold of each film, from 1 to `folds`.
+        number: Which fold's model, from 1.
+        folds: K.
+
+    Returns:
+        (N,) ``train``, ``validation`` or ``test``.
+    """
+    side = {number: TEST, number % folds + 1: VALIDATION}
+    return [side.get(fold, TRAIN) for fold in fold_of]
 
 
 def check_every_class_on_every_side(
