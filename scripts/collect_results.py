@@ -82,7 +82,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     for argument in sys.argv[1:]:
         collect(RunDir(Path(argument)))
-    runs = [RunDir(folder) for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
+    runs = [RunDir(folder) for folder in sorted(RESULTS.iterdir()) if RunDir(folder).config.exists()]
     parts = [
         "# Results on real radiographs",
         *INTRODUCTION[:1],
