@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from vgg16_xray.config import load_recipe
 from vgg16_xray.films.phantom import write_dataset
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import CACHE_VARIABLE, RunDir
 from vgg16_xray.steps.initialise import initialise
 from vgg16_xray.steps.preprocess import preprocess
 from vgg16_xray.steps.test import test as measure_on_test_films
@@ -19,6 +19,23 @@ from vgg16_xray.steps.validate import validate
 
 #: Few epochs: the head is what is fitted, and its features are computed once.
 EPOCHS = 3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache of all tests and of the processes that they start: never the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        yield folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for one test, whose features are computed anew."""
+    folder = tmp_path / "own-cache"
+    monkeypatch.setenv(CACHE_VARIABLE, str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,13 @@ import typer.main
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__, cli
 from vgg16_xray.errors import UserError
+from vgg16_xray.files import write_json
+from vgg16_xray.rundir import CacheDir
 
-COMMANDS = ("demo", "download", "run", "preprocess", "init", "train", "validate", "test", "report", "predict")
+COMMANDS = (
+    *("demo", "download", "run", "preprocess", "init", "train", "validate", "test", "report", "compare", "predict"),
+    "cache",
+)
 HEAVY = ("torch", "onnxruntime", "pandas", "sklearn", "matplotlib", "scipy", "pyarrow", "pydicom", "PIL", "numpy")
 
 
@@ -28,7 +35,9 @@ def vgg16_xray(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [None, ["--help"], ["train", "--help"], ["--version"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [None, ["--help"], ["train", "--help"], ["cache", "--help"], ["--version"]], ids=str
+)
 def test_help_and_import_load_nothing_heavy(arguments: list[str] | None) -> None:
     done = python(
         "import sys, vgg16_xray\n"
@@ -101,6 +110,8 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
         (["run", "{tmp}", "--out", "{tmp}/new", "--map", "x"], "--map: "),
         (["run", "{tmp}", "--out", "{tmp}/file"], "{tmp}/file: "),
         (["demo", "--films", "3"], "Invalid value for '--films'"),
+        (["cache", "clear", "--older-than", "-1"], "Invalid value for '--older-than'"),
+        (["cache", "clean"], "No such command 'clean'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -205,6 +216,28 @@ def test_a_missing_extra_is_one_line_with_the_command_that_mends_it(command: str
 def test_help_needs_no_extra() -> None:
     done = python(BLOCKED.format(blocked=("torch", "pandas", "sklearn", "matplotlib", "safetensors")), "run", "--help")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_cache_is_listed_and_cleared(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "cache") == (0, f"{own_cache}: 0 stores, 0 B\n", "")
+    for number, days in enumerate((20, 2)):
+        store = CacheDir(own_cache).store(f"block5-{number}")
+        write_json(store.description, {"what": f"store {number}", "shards": 1})
+        store.shard(0, 0).write_bytes(bytes(2_000_000))
+        used = time.time() - days * 86_400
+        os.utime(store.description, (used, used))
+    code, out, err = run(capsys, "cache")
+    assert (code, err) == (0, "")
+    older, newer, total = out.splitlines()
+    assert older.split() == ["2", "MB", "used", *older.split()[3:5], "block5-0", "store", "0"]
+    assert older.split()[3] == time.strftime("%Y-%m-%d", time.localtime(time.time() - 20 * 86_400))
+    assert newer.endswith("block5-1  store 1")
+    assert total == f"{own_cache}: 2 stores, 4 MB"
+    code, out, err = run(capsys, "cache", "clear", "--older-than", "7")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [f"removed {older}", f"{own_cache}: 1 store removed, 2 MB"]
+    assert run(capsys, "cache", "clear")[1].endswith(f"{own_cache}: 1 store removed, 2 MB\n")
+    assert run(capsys, "cache") == (0, f"{own_cache}: 0 stores, 0 B\n", "")
 
 
 def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_a_run_leaves_every_file_of_the_design(finished: RunDir) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
 def test_the_same_seed_gives_the_same_model_and_numbers_elsewhere(
     finished: RunDir, few_films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,13 +112,13 @@ def test_another_recipe_does_only_the_training_again(
     finished: RunDir, few_films: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable
 ) -> None:
     monkeypatch.setattr("vgg16_xray.steps.preprocess._decode_all", do_not)
-    monkeypatch.setattr("vgg16_xray.learn.features._fill", do_not)
+    monkeypatch.setattr("vgg16_xray.learn.features.ComputedFeatures.take", do_not)
     before = snapshot(finished.path)
     run_all([few_films], finished, dataclasses.replace(RECIPE, head_rate=1e-3), command=_recorded(finished))
     after = snapshot(finished.path)
     for name in ("pixels.npy", "manifest.parquet", "split.csv", "quarantine.csv", "layers.json"):
         assert after[name][1] == before[name][1], name
-    for name in ("pixels.npy", "manifest.parquet", *(name for name in before if name.startswith("features/"))):
+    for name in ("pixels.npy", "manifest.parquet"):
         assert after[name] == before[name], name
     assert after["checkpoints/best/model.safetensors"][1] != before["checkpoints/best/model.safetensors"][1]
     assert after["report.html"][1] != before["report.html"][1]

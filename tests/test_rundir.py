@@ -5,7 +5,7 @@ import pytest
 
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_json
-from vgg16_xray.rundir import RunDir, key_of, read_config, sha256_of, update_config
+from vgg16_xray.rundir import CACHE_VARIABLE, CacheDir, RunDir, key_of, read_config, sha256_of, update_config
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def run(tmp_path) -> RunDir:
 
 def test_every_file_lies_in_the_run_under_a_name_of_its_own(run):
     files = [value for name in dir(RunDir) if isinstance(value := getattr(run, name), type(run.path))]
-    assert len(files) == len(set(files)) > 15
+    assert len(files) == len(set(files)) > 14
     assert all(run.path in file.parents for file in files)
 
 
@@ -117,3 +117,30 @@ def test_sha256_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     # FIPS 180-2, appendix B.1.
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_cache_is_where_the_user_or_the_platform_says(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "mine"))
+    assert CacheDir.of_user().path == tmp_path / "mine"
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert CacheDir.of_user().path == tmp_path / "xdg" / "vgg16-xray"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert CacheDir.of_user().path == tmp_path / "home" / ".cache" / "vgg16-xray"
+
+
+def test_a_shard_is_found_by_its_number_and_checksum(tmp_path):
+    store = CacheDir(tmp_path).store("block5-1")
+    assert store.shards() == []
+    assert CacheDir(tmp_path).stores() == []
+    store.path.mkdir(parents=True)
+    store.leaving.mkdir()
+    for number, checksum in ((12, 0xABC), (3, 0xFFFFFFFF)):
+        store.shard(number, checksum).write_bytes(b"")
+    for name in (store.unfinished(4), store.path / "other.npy", store.path / "000005-xyz.npy"):
+        name.write_bytes(b"")
+    assert [(number, checksum) for number, checksum, _ in store.shards()] == [(3, 0xFFFFFFFF), (12, 0xABC)]
+    assert CacheDir(tmp_path).stores() == [store]
+    assert len(CacheDir(tmp_path).leaving()) == 1

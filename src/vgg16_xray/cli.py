@@ -343,6 +343,54 @@ def predict(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
+cache = typer.Typer(name="cache", invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(cache)
+
+
+@cache.callback()
+def list_cache(context: typer.Context) -> None:
+    """Features that runs share: what is stored, how large it is, when it was used last.
+
+    Example: vgg16-xray cache clear --older-than 30
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from vgg16_xray.learn.featurestore import size_in_words, stored
+    from vgg16_xray.rundir import CacheDir
+
+    folder = CacheDir.of_user()
+    found = stored(folder)
+    for one in found:
+        typer.echo(str(one))
+    typer.echo(f"{folder.path}: {_stores(len(found))}, {size_in_words(sum(one.bytes for one in found))}")
+
+
+@cache.command("clear")
+def clear_cache(
+    older_than: Annotated[
+        float, typer.Option("--older-than", metavar="DAYS", min=0, help="Only what was not used for so many days.")
+    ] = 0.0,
+) -> None:
+    """Remove stored features; a run that needs them computes them again.
+
+    Example: vgg16-xray cache clear --older-than 30
+    """
+    from vgg16_xray.learn.featurestore import clear, size_in_words
+    from vgg16_xray.rundir import CacheDir
+
+    folder = CacheDir.of_user()
+    removed, in_use = clear(folder, older_than_days=older_than)
+    for one in removed:
+        typer.echo(f"removed {one}")
+    for one in in_use:
+        typer.echo(f"left, for a process is making it: {one}", err=True)
+    typer.echo(f"{folder.path}: {_stores(len(removed))} removed, {size_in_words(sum(one.bytes for one in removed))}")
+
+
+def _stores(count: int) -> str:
+    return f"{count:,} store{'' if count == 1 else 's'}"
+
+
 def _existing(run: Path) -> RunDir:
     """The run directory; one that is misspelt is not made."""
     from vgg16_xray.rundir import RunDir

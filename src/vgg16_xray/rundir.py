@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import secrets
+import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -18,6 +22,9 @@ from typing import Any
 
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, saying_why_not_written, write_json, write_text
+
+#: Environment variable that names the folder of what runs share.
+CACHE_VARIABLE = "VGG16_XRAY_CACHE"
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,6 @@ class RunDir:
     def pixels(self) -> Path:
         """(N, 224, 224) uint8."""
         return self.path / "pixels.npy"
-
-    @property
-    def features(self) -> Path:
-        """Folder of what the frozen part yields; may be deleted, is made again."""
-        return self.path / "features"
 
     @property
     def history(self) -> Path:
@@ -190,6 +192,82 @@ class ComparisonDir:
     def numbers(self) -> Path:
         """What :func:`vgg16_xray.trust.compare.compare` found, as JSON."""
         return self.path / "comparison.json"
+
+
+@dataclass(frozen=True)
+class CacheDir:
+    """What runs share and any of them can make again: a folder a store of features."""
+
+    path: Path
+
+    @classmethod
+    def of_user(cls) -> CacheDir:
+        """``$VGG16_XRAY_CACHE``, or ``vgg16-xray`` in the platform's cache folder.
+
+        Raises:
+            UserError: The system knows no home directory.
+        """
+        if own := os.environ.get(CACHE_VARIABLE):
+            return cls(Path(own))
+        # The XDG base directory specification: a relative path there is to be ignored.
+        if Path(xdg := os.environ.get("XDG_CACHE_HOME", "")).is_absolute():
+            return cls(Path(xdg) / "vgg16-xray")
+        try:
+            home = Path.home()
+        except RuntimeError as error:
+            raise UserError(f"{CACHE_VARIABLE}: must name a folder where there is no home, found none") from error
+        return cls(home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "vgg16-xray")
+
+    def store(self, name: str) -> StoreDir:
+        """The store of this name, there or not."""
+        return StoreDir(self.path / "features" / name)
+
+    def stores(self) -> list[StoreDir]:
+        """The stores that are there, by name."""
+        return [StoreDir(folder) for folder in self._folders() if not folder.name.startswith(".")]
+
+    def leaving(self) -> list[Path]:
+        """What is being removed."""
+        return [folder for folder in self._folders() if folder.name.startswith(".leaving-")]
+
+    def _folders(self) -> list[Path]:
+        folder = self.path / "features"
+        return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+@dataclass(frozen=True)
+class StoreDir:
+    """A store of features in the cache, see :mod:`vgg16_xray.learn.featurestore`."""
+
+    path: Path
+
+    @property
+    def description(self) -> Path:
+        """What is stored, in words; its time of change is when the store was used last."""
+        return self.path / "store.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that makes the store."""
+        return self.path / ".lock"
+
+    @property
+    def leaving(self) -> Path:
+        """Where the folder goes, in one step, before it is removed."""
+        return self.path.with_name(f".leaving-{self.path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+    def shard(self, number: int, checksum: int) -> Path:
+        """A whole shard, under its number and the CRC-32 of its bytes."""
+        return self.path / f"{number:06d}-{checksum:08x}.npy"
+
+    def unfinished(self, number: int) -> Path:
+        """A shard that is being made; what a kill leaves there is written over."""
+        return self.path / f"{number:06d}.tmp"
+
+    def shards(self) -> list[tuple[int, int, Path]]:
+        """(number, checksum, file) of the shards that are there, by number."""
+        found = [(re.fullmatch(r"(\d{6,})-([0-9a-f]{8})\.npy", file.name), file) for file in self.path.glob("*.npy")]
+        return sorted((int(name[1]), int(name[2], 16), file) for name, file in found if name)
 
 
 def read_config(run: RunDir) -> dict[str, Any]:

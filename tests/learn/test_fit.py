@@ -21,7 +21,7 @@ from vgg16_xray.learn.checkpoint import load_model, load_tensors
 from vgg16_xray.learn.engines import choose
 from vgg16_xray.learn.fit import TrainingData, class_weights, fit, probabilities, rate_factor
 from vgg16_xray.learn.heads import build_head
-from vgg16_xray.learn.vgg16 import Trainable, build
+from vgg16_xray.learn.vgg16 import build, split_at
 
 FILMS, CLASSES = 90, 3
 LABELS = ("a", "b", "c")
@@ -32,12 +32,14 @@ TARGETS = np.random.default_rng(1).integers(0, CLASSES, FILMS)
 
 
 class Source:
-    """Features (512, 1, 1) that tell the class faintly, as the frozen part of another network would give them."""
+    """Features (1024, 1, 1) that tell the class faintly, as the frozen part of another network would give them."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         rng = np.random.default_rng(2)
         means = rng.normal(size=(CLASSES, 512))
-        self.features = (means[TARGETS] * 0.25 + rng.normal(size=(FILMS, 512))).astype(np.float32)[:, :, None, None]
+        drawn = (means[TARGETS] * 0.25 + rng.normal(size=(FILMS, 512))).astype(np.float32)
+        # Average and maximum of maps of one pixel.
+        self.features = np.concatenate((drawn, drawn), axis=1)[:, :, None, None]
         self.stop_after = stop_after
         self.asked: Counter[int] = Counter()
         self.calls = 0
@@ -125,7 +127,7 @@ def test_it_learns_and_keeps_the_best_epoch(network: Callable[[], Any], tmp_path
 def test_the_best_model_gives_the_validation_figures_of_its_epoch(network: Callable[[], Any], tmp_path: Path) -> None:
     history = run(network, tmp_path, ALL_AT_ONCE)
     model, config = load_model(tmp_path / "best.safetensors")
-    p = probabilities(model.classifier, Source(), VALIDATION, engine=ENGINE)
+    p = probabilities(split_at(model, "head")[1].eval(), Source(), VALIDATION, engine=ENGINE)
     row = history[config.epoch - 1]
     assert (p.argmax(1) == TARGETS[VALIDATION]).mean() == row["validation_accuracy"]
     loss = -np.log(p[np.arange(len(p)), TARGETS[VALIDATION]]).mean()
@@ -231,8 +233,8 @@ def test_the_average_is_what_is_validated_and_the_training_goes_on_without_it(
 
 
 def test_shuffled_films_have_their_own_probabilities() -> None:
-    head = build_head("gap", classes=CLASSES, dropout=0.5)
-    trainable = Trainable(torch.nn.Sequential(), head).eval()
+    _, trainable = split_at(build(classes=CLASSES, head="gap", dropout=0.5), "head")
+    trainable.eval()
     rows = np.random.default_rng(0).permutation(FILMS)
     shuffled = probabilities(trainable, Source(), rows, engine=ENGINE)
     ordered = probabilities(trainable, Source(), np.arange(FILMS), engine=ENGINE)

@@ -3,7 +3,7 @@ import torch
 
 from vgg16_xray import config
 from vgg16_xray.errors import UserError
-from vgg16_xray.learn.heads import HEADS
+from vgg16_xray.learn.heads import HEADS, AverageAndMaximum, Pooled
 from vgg16_xray.learn.vgg16 import CUTS, VGG16, build, feature_shape, layer_table, published_parameters, split_at
 
 # The numbers of torchvision's vgg16, written out: nothing here is derived from the code under test.
@@ -100,7 +100,7 @@ def test_frozen_prefix_and_trainable_rest_give_what_the_whole_gives(model, train
     prefix, rest = split_at(model, train_from)
     with torch.no_grad():
         between = prefix(x.clone())
-        assert between.shape[1:] == feature_shape(train_from, 64)
+        assert between.shape[1:] == feature_shape(train_from, 64, head="gap")
         assert torch.equal(rest(between), model(x.clone()))
 
 
@@ -133,6 +133,23 @@ def test_gradients_are_only_where_training_happens(model):
     assert got == names("features.24", "features.26", "features.28", "classifier.3")
     assert [name for name, p in model.named_parameters() if p.requires_grad] == got
     assert not prefix.training
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_alone_trains_on_pooled_numbers_where_it_pools(head):
+    with torch.device("meta"):
+        network = build(classes=2, head=head, dropout=0.0)
+        prefix, rest = split_at(network, "head")
+        between = prefix(torch.empty(2, 3, 224, 224))
+        assert between.shape[1:] == feature_shape("head", head=head) == ((1024, 1, 1) if head == "gap" else (512, 7, 7))
+        assert rest(between).shape == (2, 2)
+    # A state that was saved before the pooling moved into the prefix still fits.
+    assert list(rest.state_dict()) == [name for name in network.state_dict() if name.startswith("classifier.")]
+
+
+def test_pooling_in_the_prefix_is_in_float32_whatever_the_engine():
+    x = torch.rand(2, 512, 7, 7).to(torch.bfloat16)
+    assert torch.equal(Pooled()(x)[..., 0, 0], AverageAndMaximum()(x.float()))
 
 
 def test_a_step_on_the_rest_is_a_step_on_the_whole(model):

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from vgg16_xray.config import Recipe, load_recipe, recipe_from
 from vgg16_xray.errors import UserError
-from vgg16_xray.learn import features as features_module
 from vgg16_xray.learn.checkpoint import load_tensors
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.learn.features import ComputedFeatures
+from vgg16_xray.rundir import CACHE_VARIABLE, CacheDir, RunDir
 from vgg16_xray.steps.initialise import initialise, read_plan
 from vgg16_xray.steps.preprocess import preprocess, read_manifest
 from vgg16_xray.steps.train import Features, assemble, open_pixels, rows_of, train
@@ -29,9 +30,9 @@ from vgg16_xray.steps.train import Features, assemble, open_pixels, rows_of, tra
 DRIVER = """
 import sys, time
 from vgg16_xray import cli
-from vgg16_xray.learn import features, fit
+from vgg16_xray.learn import featurestore, fit
 
-fit.SAVE_EVERY_S, features.NOTE_EVERY = -1.0, 1
+fit.SAVE_EVERY_S, featurestore.SHARD = -1.0, featurestore.CHUNK
 moment, count = sys.argv.pop(1), int(sys.argv.pop(1))
 
 def stop_at(owner, name):
@@ -48,8 +49,8 @@ def stop_at(owner, name):
 
     setattr(owner, name, wrapped)
 
-if moment == "features":  # a chunk is noted, the next is not yet computed
-    stop_at(features, "_note")
+if moment == "features":  # a shard is kept, the next is not yet computed
+    stop_at(featurestore._Maker, "_make")
 elif moment == "step":  # in the middle of an epoch, the step not yet saved
     stop_at(fit._Loop, "_train_step")
 elif moment == "best":  # between two epochs: the best model is saved, history and state are not
@@ -135,12 +136,10 @@ def interrupted_again_and_again(run: RunDir, moments: list[tuple[str, int, signa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
 def test_fast_training_killed_and_resumed_is_the_undisturbed_one(small_run: RunDir, initialised_run: RunDir) -> None:
     interrupted_again_and_again(initialised_run, MOMENTS["fast"])
     assert result(initialised_run) == result(small_run)
-    (one,), (other,) = (list(run.features.iterdir()) for run in (initialised_run, small_run))
-    assert one.name == other.name
-    assert one.read_bytes() == other.read_bytes()
 
 
 FINE_TUNED = load_recipe("default", epochs=2).as_dict() | {"name": "block5", "batch": 6, "mixup": 0.4, "ema": 0.9}
@@ -150,13 +149,14 @@ ON_THE_FLY = load_recipe("notebook", epochs=2).as_dict() | {"name": "on-the-fly"
 @pytest.mark.slow
 @pytest.mark.parametrize("values", [FINE_TUNED, ON_THE_FLY], ids=lambda values: values["name"])
 def test_training_killed_and_resumed_is_the_undisturbed_one(
-    few_films: Path, tmp_path: Path, values: dict[str, object]
+    few_films: Path, tmp_path: Path, values: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = RunDir(tmp_path / "whole"), RunDir(tmp_path / "cut")
     preprocess([few_films], whole)
     initialise(whole, recipe_from(values, where="test"))
     shutil.copytree(whole.path, cut.path)
     train(whole)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     interrupted_again_and_again(cut, MOMENTS[str(values["name"])])
     assert result(cut) == result(whole)
 
@@ -199,10 +199,10 @@ def retrain(run: RunDir, recipe: Recipe) -> None:
 
 
 def test_another_training_is_set_aside_and_the_features_are_kept(
-    copy_of_run: RunDir, small_run: RunDir, capsys: pytest.CaptureFixture[str]
+    copy_of_run: RunDir, small_run: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = read_plan(copy_of_run).key
-    features = {file: file.stat().st_mtime_ns for file in copy_of_run.features.iterdir()}
+    monkeypatch.setattr(ComputedFeatures, "take", lambda *_: pytest.fail("computed again"))
     retrain(copy_of_run, load_recipe("fast", epochs=1))
     aside = copy_of_run.path / "superseded" / old
     assert str(aside) in capsys.readouterr().out
@@ -212,7 +212,6 @@ def test_another_training_is_set_aside_and_the_features_are_kept(
         assert (aside / file.name).read_bytes() == file.read_bytes()
     assert not copy_of_run.test.exists(), "numbers of the old model do not stand beside the new one"
     assert len(list(csv.DictReader(copy_of_run.history.open()))) == 1
-    assert {file: file.stat().st_mtime_ns for file in copy_of_run.features.iterdir()} == features
     # There and back: what was set aside before is not overwritten.
     retrain(copy_of_run, load_recipe("fast", epochs=3))
     assert copy_of_run.best.read_bytes() == small_run.best.read_bytes()
@@ -321,19 +320,31 @@ def test_a_run_toml_that_was_damaged_by_hand_is_one_line(copy_of_run: RunDir) ->
         assert str(copy_of_run.config) in refusal(copy_of_run) or "recipe.head" in refusal(copy_of_run)
 
 
-def test_stored_views_are_drawn_once_and_each_film_gets_one_of_them(
-    few_films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = RunDir(tmp_path / "run")
+def initialised(few_films: Path, at: Path, **changes: object) -> RunDir:
+    run = RunDir(at)
     preprocess([few_films], run)
-    recipe = load_recipe("fast", epochs=1).as_dict() | {"augmentation": {"zoom": 0.2, "flip": True, "views": 2}}
-    initialise(run, recipe_from(recipe, where="test"))
-    plan, manifest = read_plan(run), read_manifest(run)
-    model = assemble(plan.recipe, classes=2, weights=None, seed=plan.seed)
-    features = Features(run, plan, model, open_pixels(run, manifest), manifest)
+    initialise(run, recipe_from(load_recipe("fast", epochs=1).as_dict() | changes, where="test"))
+    return run
+
+
+def features_of(run: RunDir, manifest: pd.DataFrame | None = None) -> Features:
+    plan = read_plan(run)
+    manifest = read_manifest(run) if manifest is None else manifest
+    model = assemble(plan.recipe, classes=len(plan.labels), weights=None, seed=plan.seed)
+    return Features(run, plan, model, open_pixels(run, manifest), manifest)
+
+
+VIEWS = {"zoom": 0.2, "flip": True, "views": 2}
+
+
+def test_stored_views_are_drawn_once_and_each_film_gets_one_of_them(
+    few_films: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = initialised(few_films, tmp_path / "run", augmentation=VIEWS)
+    manifest = read_manifest(run)
+    features = features_of(run)
     epochs = features.for_training()
-    stored = sorted(run.features.iterdir())
-    assert len(stored) == 3, "films as they are, and two views"
+    assert len(CacheDir(own_cache).stores()) == 3, "films as they are, and two views"
     rows = rows_of(manifest, "train")
     views = [features._view(number).take(rows) for number in range(3)]
     seen = []
@@ -344,9 +355,52 @@ def test_stored_views_are_drawn_once_and_each_film_gets_one_of_them(
         assert len(set(which)) > 1
         seen.append(which)
     assert seen[0] != seen[1] != seen[2]
-    # A view is of training films alone, so that no other film can come in by it.
+    # Of a view training films alone can be asked for, so that no other film can come in by it.
     other = rows_of(manifest, "validation")
     with pytest.raises(KeyError):
         features._view(1).take(other)
-    monkeypatch.setattr(features_module, "_fill", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(ComputedFeatures, "take", lambda *_: pytest.fail("computed again"))
     features.for_training()
+    # A fold has another split, another recipe another number of views: both find what is there.
+    manifest["split"] = np.roll(manifest["split"], 3)
+    features_of(run, manifest).for_training()
+    features_of(initialised(few_films, tmp_path / "other", augmentation=VIEWS | {"views": 1})).for_training()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_second_run_on_the_same_films_computes_nothing(
+    few_films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(initialised(few_films, tmp_path / "one"))
+    monkeypatch.setattr(ComputedFeatures, "take", lambda *_: pytest.fail("computed again"))
+    train(initialised(few_films, tmp_path / "two", head_rate=1e-3, mixup=0.2))
+
+
+def test_a_store_is_named_by_all_that_its_features_depend_on(few_films: Path, tmp_path: Path, own_cache: Path) -> None:
+    class Nothing:
+        def __init__(self, *shape: int) -> None:
+            self.shape = shape
+
+        def take(self, rows: np.ndarray) -> torch.Tensor:
+            return torch.zeros(len(rows), *self.shape)
+
+    found = {}
+    for number, (changes, shape) in enumerate(
+        (
+            ({}, (1024, 1, 1)),
+            ({"preprocessing": "torch"}, (1024, 1, 1)),
+            ({"head": "linear"}, (512, 7, 7)),
+            ({"head": "vgg"}, (512, 7, 7)),
+            ({"train_from": "block5", "base_rate": 1e-4}, (512, 14, 14)),
+            ({"train_from": "block4", "base_rate": 1e-4}, (256, 28, 28)),
+            ({"train_from": "block3", "base_rate": 1e-4}, (128, 56, 56)),
+        )
+    ):
+        features = features_of(initialised(few_films, tmp_path / str(number), **changes))
+        before = {store.path for store in CacheDir(own_cache).stores()}
+        features._store(Nothing(*shape), None, "as they are")
+        made = [store for store in CacheDir(own_cache).stores() if store.path not in before]
+        found[number] = [json.loads(store.description.read_text())["bytes"] // 20 for store in made]
+    assert found == {0: [2048], 1: [2048], 2: [50_176], 3: [], 4: [200_704], 5: [401_408], 6: [802_816]}
+    names = [store.path.name.rpartition("-")[0] for store in CacheDir(own_cache).stores()]
+    assert sorted(names) == ["block3", "block4", "block5", "head", "head-pooled", "head-pooled"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.config import load_recipe
 from vgg16_xray.errors import UserError
-from vgg16_xray.learn.features import StoredFeatures
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.learn.featurestore import StoredFeatures
+from vgg16_xray.rundir import CacheDir, RunDir
 from vgg16_xray.steps.initialise import initialise, read_plan
 from vgg16_xray.steps.preprocess import read_manifest
 from vgg16_xray.steps.test import predictions_table
@@ -116,7 +117,10 @@ def test_shuffled_films_have_their_own_probabilities(small_run: RunDir) -> None:
     )
 
 
-def test_a_run_in_another_order_has_the_same_test_numbers(copy_of_run: RunDir, small_run: RunDir) -> None:
+def test_a_run_in_another_order_has_the_same_test_numbers(
+    copy_of_run: RunDir, small_run: RunDir, shared_cache: Path
+) -> None:
+    stores = CacheDir(shared_cache).stores()
     order = np.random.default_rng(1).permutation(len(read_manifest(copy_of_run)))
     read_manifest(copy_of_run).iloc[order].reset_index(drop=True).to_parquet(copy_of_run.manifest, index=False)
     np.save(copy_of_run.pixels, np.load(copy_of_run.pixels)[order])
@@ -130,7 +134,7 @@ def test_a_run_in_another_order_has_the_same_test_numbers(copy_of_run: RunDir, s
     columns = [column for column in one.columns if column.startswith("p_")]
     assert list(one["label"]) == list(other["label"])
     np.testing.assert_allclose(one[columns], other[columns], atol=2e-3)
-    assert len(list(copy_of_run.features.iterdir())) == 2, "features of another order are not taken for these"
+    assert len(CacheDir(shared_cache).stores()) == len(stores) + 1, "features of another order are not taken for these"
 
 
 def test_a_second_measurement_does_nothing(copy_of_run: RunDir, snapshot: Callable) -> None:

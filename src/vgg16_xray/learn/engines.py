@@ -103,7 +103,7 @@ class FrozenPart:
             pixels: (B, H, W) uint8 or float32, grey, 0..255.
 
         Returns:
-            (B, C, h, w) in the engine's dtype, channels last in memory.
+            (B, C, h, w) in the engine's dtype, float32 where it is pooled, channels last in memory.
         """
         import torch
 

@@ -24,6 +24,17 @@ class AverageAndMaximum(nn.Module):
         return torch.cat((x.mean(dim=(2, 3)), x.amax(dim=(2, 3))), dim=1)
 
 
+class Pooled(AverageAndMaximum):
+    """The same as the end of a frozen part: maps of one pixel, taken in float32 whatever the engine.
+
+    An average that bf16 rounds to 8 bits would be coarser than the half precision in which it is kept.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w), any float dtype -> (B, 2C, 1, 1) float32: the averages, then the maxima."""
+        return super().forward(x.float())[:, :, None, None]
+
+
 class Standardise(nn.Module):
     """Takes the mean off every feature and divides by its standard deviation, both fixed before training begins.
 

@@ -6,6 +6,7 @@ trainable rest. Both share their layers with the whole, so a trained rest is a t
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from vgg16_xray.errors import UserError
-from vgg16_xray.learn.heads import build_head
+from vgg16_xray.learn.heads import AverageAndMaximum, Pooled, build_head
 
 #: (convolutions, channels) of each block; a 2 x 2 maximum pool ends each (table 1, column D).
 CONFIGURATION_D = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -114,14 +115,17 @@ def cut_of(train_from: str) -> int:
 def split_at(model: VGG16, train_from: str) -> tuple[nn.Sequential, Trainable]:
     """Cut the network where training begins.
 
-    Both parts share their layers with `model`. What is frozen asks for no gradient, what is trainable does.
+    Both parts share their layers with `model`. What is frozen asks for no gradient, what is trainable does. Where the
+    head alone is trained and begins with a pooling, the pooling is part of the prefix: it learns nothing, and 1,024
+    numbers a film are kept in place of 25,088.
 
     Args:
         model: The network.
         train_from: A name of :data:`CUTS`.
 
     Returns:
-        The frozen prefix, (B, 3, 224, 224) -> (B, *feature_shape(train_from)), empty for ``all``; and the rest.
+        The frozen prefix, (B, 3, 224, 224) -> (B, *feature_shape(train_from, head=head)), empty for ``all``; and the
+        rest.
 
     Raises:
         UserError: There is no such name in :data:`CUTS`.
@@ -129,15 +133,32 @@ def split_at(model: VGG16, train_from: str) -> tuple[nn.Sequential, Trainable]:
     cut = cut_of(train_from)
     # A slice of nn.Sequential keeps the names of its layers.
     prefix, features = (cast("nn.Sequential", model.features[part]) for part in (slice(cut), slice(cut, None)))
-    return prefix.requires_grad_(False).eval(), Trainable(features, model.classifier).requires_grad_(True)
+    classifier = model.classifier
+    pools = isinstance(classifier, nn.Sequential) and isinstance(classifier[0], AverageAndMaximum)
+    if cut == len(model.features) and pools:
+        prefix.add_module("pool", Pooled())
+        features, classifier = nn.Sequential(OrderedDict(flatten=nn.Flatten())), cast("nn.Sequential", classifier)[1:]
+    return prefix.requires_grad_(False).eval(), Trainable(features, classifier).requires_grad_(True)
 
 
-def feature_shape(train_from: str, size: int = SIZE) -> tuple[int, int, int]:
+def is_pooled(train_from: str, head: str | None) -> bool:
+    """Whether the frozen prefix of a network with this head ends with the head's pooling, see :func:`split_at`."""
+    return train_from == "head" and head == "gap"
+
+
+def feature_shape(train_from: str, size: int = SIZE, *, head: str | None = None) -> tuple[int, int, int]:
     """Shape (C, h, w) of what the frozen prefix yields for one film of `size` x `size` pixels.
+
+    Args:
+        train_from: A name of :data:`CUTS`.
+        size: Side of a film, pixels.
+        head: A name of :data:`vgg16_xray.learn.heads.HEADS`; None: one that does not pool.
 
     Raises:
         UserError: There is no such name in :data:`CUTS`.
     """
+    if is_pooled(train_from, head):
+        return 2 * CONFIGURATION_D[-1][1], 1, 1
     blocks = BLOCKS.index(cut_of(train_from))
     side = size // 2**blocks
     return (CONFIGURATION_D[blocks - 1][1] if blocks else 3), side, side

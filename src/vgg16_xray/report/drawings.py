@@ -112,7 +112,6 @@ LANES = (
     Lane("split", ("preprocess",)),
     Lane("quarantine", ("preprocess",), ("report",)),
     Lane("layers", ("initialise",), ("report",)),
-    Lane("features", ("train",), ("validate", "test")),
     Lane("last", ("train",)),
     Lane("best", ("train",), ("validate", "test", "predict")),
     Lane("history", ("train",), ("validate", "report")),
@@ -123,6 +122,10 @@ LANES = (
     Lane("steps", ("preprocess", "initialise", "train", "validate", "test"), ("report",)),
     Lane("report", ("report",)),
 )
+
+
+#: What runs share lies outside them: the features, written and read behind the row of this file.
+CACHED, CACHED_BEHIND = "features in the cache", "layers"
 
 
 def name_of(file: str) -> str:
@@ -138,10 +141,15 @@ def six_steps() -> str:
     Returns:
         SVG.
     """
+    rows = [("DATA/<class>/…", Lane("", ("download",), ("preprocess",)))]
+    for lane in LANES:
+        rows.append((name_of(lane.file), lane))
+        if lane.file == CACHED_BEHIND:
+            rows.append((CACHED, Lane("", ("train",), ("validate", "test"))))
     left, column, card_top, card_high, lane_high = 30, (WIDTH - 60) / len(COLUMNS), 30, 128, 37
     middle = {step.key: left + column * (k + 0.5) for k, step in enumerate(COLUMNS)}
     top = card_top + card_high + 34
-    bottom = top + lane_high * (len(LANES) + 1) - 4
+    bottom = top + lane_high * len(rows) - 4
     parts = [
         _line(x, card_top + card_high, x, bottom - 12, colour=GUIDE, width=1.5, extra='stroke-dasharray="2 5"')
         for x in middle.values()
@@ -160,9 +168,6 @@ def six_steps() -> str:
         if 0 < k < 6:
             edge = left + column * k
             parts.append(f'<path d="M{edge - 4:g} {card_top + card_high / 2 - 6:g} l9 6 l-9 6 z" fill="{STEP}"/>')
-    rows = [("DATA/<class>/…", Lane("", ("download",), ("preprocess",)))] + [
-        (name_of(lane.file), lane) for lane in LANES
-    ]
     for row, (name, lane) in enumerate(rows):
         parts += _lane(name, lane, middle, top + row * lane_high)
     legend = bottom + 12

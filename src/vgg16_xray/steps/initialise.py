@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 STEP = "initialise"
 #: Raised when the same recipe on the same films would give another model than before.
 TRAINING_VERSION = 2
+#: The same of trainings on pooled features, since they are pooled before they are rounded and not after, and of those
+#: on stored views, since views are made of all films.
+TRAINING_VERSION_POOLED_OR_VIEWS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +179,11 @@ class Plan:
     @property
     def key(self) -> str:
         """Tells everything that a trained model depends on."""
+        from vgg16_xray.learn.vgg16 import is_pooled
+
+        other = is_pooled(self.recipe.train_from, self.recipe.head) or self.recipe.augmentation.views
         return key_of(
-            TRAINING_VERSION,
+            TRAINING_VERSION_POOLED_OR_VIEWS if other else TRAINING_VERSION,
             self.labels,
             self.recipe.as_dict(),
             self.seed,

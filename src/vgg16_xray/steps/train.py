@@ -1,6 +1,7 @@
 """Step 4: the trainable part is fitted; what the frozen part yields is computed once.
 
-Reads ``run.toml``, ``manifest.parquet``, ``pixels.npy``. Leaves ``features/``, ``history.csv`` and ``checkpoints/``.
+Reads ``run.toml``, ``manifest.parquet``, ``pixels.npy``. Leaves ``history.csv`` and ``checkpoints/``, and features
+in the cache that all runs share.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from vgg16_xray.films.split import TRAIN, VALIDATION
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.learn.augment import Augment
 from vgg16_xray.learn.engines import FrozenPart
-from vgg16_xray.learn.features import NEVER_STORED, ComputedFeatures, FeatureSource, store_features
-from vgg16_xray.rundir import RunDir, key_of
+from vgg16_xray.learn.features import NEVER_STORED, ComputedFeatures, FeatureSource
+from vgg16_xray.rundir import CacheDir, RunDir, key_of, read_config
 from vgg16_xray.steps.initialise import Plan, assemble, read_plan, refuse_to_resume
+from vgg16_xray.steps.preprocess import VERSION as PREPROCESS_VERSION
 from vgg16_xray.steps.preprocess import read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from vgg16_xray.learn.featurestore import StoredFeatures
     from vgg16_xray.learn.vgg16 import VGG16
 
 STEP = "train"
@@ -102,7 +105,7 @@ class Features:
     """What the frozen part of a run's model yields for its films.
 
     Args:
-        run: Where the features are kept.
+        run: What its ``run.toml`` says of the weights goes into the words of a store.
         plan: What the run does.
         model: The network, as initialised or as trained: its frozen part is the same.
         pixels: The films.
@@ -114,10 +117,10 @@ class Features:
 
         prefix, _ = split_at(model, plan.recipe.train_from)
         self._frozen = FrozenPart(prefix, preprocessing=plan.recipe.preprocessing, engine=plan.engine)
-        self._run, self._plan, self._pixels = run, plan, pixels
-        self._all = np.arange(len(manifest))
+        self._plan, self._pixels, self._films = plan, pixels, len(manifest)
+        self._weights = str(read_config(run)["weights"].get("origin", ""))
         self._train = rows_of(manifest, TRAIN)
-        self._of_pixels = key_of(list(manifest["pixels_sha256"]), plan.size)
+        self._of_pixels = key_of(list(manifest["pixels_sha256"]), plan.size, PREPROCESS_VERSION)
 
     def as_they_are(self) -> FeatureSource:
         """Features of every film, nothing changed."""
@@ -138,27 +141,51 @@ class Features:
         return _Epochs(lambda epoch: _OneOfViews(views, seed=seed, epoch=epoch))
 
     def _view(self, number: int) -> FeatureSource:
-        """Features of view `number`; 0 is every film as it is, the others are the training films, changed."""
-        from vgg16_xray.learn.vgg16 import feature_shape
-
-        recipe = self._plan.recipe
-        rows, change, what = self._all, None, "as they are"
+        """Features of view `number`; 0 is every film as it is, the others are films changed, for training alone."""
+        plan, recipe = self._plan, self._plan.recipe
+        change, drawn, view = None, None, "as they are"
         if number:
-            change = Augment(recipe.augmentation, seed=self._plan.seed, draw=VIEW_DRAW + number)
-            rows, what = self._train, f"view {number} of {recipe.augmentation.views}"
+            change = Augment(recipe.augmentation, seed=plan.seed, draw=VIEW_DRAW + number)
+            # How many views there are changes none of them.
+            bounds = {name: value for name, value in recipe.as_dict()["augmentation"].items() if name != "views"}
+            drawn, view = [bounds, plan.seed, number], f"view {number}"
         source = ComputedFeatures(self._frozen, self._pixels, change=change)
         if recipe.train_from in NEVER_STORED:
             return source
-        drawn = [recipe.as_dict()["augmentation"], self._plan.seed, [int(row) for row in rows]] if number else None
-        key = key_of(
-            self._of_pixels, self._plan.weights_sha256, self._plan.engine.name, recipe.preprocessing, number, drawn
-        )
+        # All films, also those that another fold trains on: the key knows no split, so that folds share a store.
+        stored = self._store(source, drawn, view)
+        return stored.only(self._train) if number else stored
+
+    def _store(self, source: FeatureSource, drawn: object, view: str) -> StoredFeatures:
+        import torch
+
+        from vgg16_xray.learn.featurestore import VERSION, store_features
+        from vgg16_xray.learn.vgg16 import feature_shape, is_pooled
+
+        plan, recipe = self._plan, self._plan.recipe
+        shape = feature_shape(recipe.train_from, plan.size, head=recipe.head)
+        cut = recipe.train_from + (" (pooled)" if is_pooled(recipe.train_from, recipe.head) else "")
+        # Another torch may round otherwise, and the store outlives an upgrade.
+        of_network = [plan.weights_sha256, plan.engine.name, recipe.preprocessing, str(torch.__version__)]
+        key = key_of(VERSION, self._of_pixels, of_network, shape, drawn)
+        channels, height, width = shape
         return store_features(
             source,
-            rows,
-            shape=feature_shape(recipe.train_from, self._plan.size),
-            path=self._run.features / f"{recipe.train_from}-{key}.npy",
-            description=f"features of the frozen part, films {what}",
+            films=self._films,
+            shape=shape,
+            store=CacheDir.of_user().store(f"{cut.replace(' (', '-').rstrip(')')}-{key}"),
+            words={
+                "what": f"{self._films:,} films {view} at {cut}, {height} x {width} x {channels}, {plan.engine.name}, "
+                f"pixels as '{recipe.preprocessing}'",
+                "cut": cut,
+                "view": view if drawn is None else {view: drawn},
+                "weights": self._weights,
+                "weights_sha256": plan.weights_sha256,
+                "engine": plan.engine.name,
+                "preprocessing": recipe.preprocessing,
+                "torch": str(torch.__version__),
+            },
+            title=f"features at {cut}, films {view}",
         )
 
 
