@@ -16,12 +16,14 @@ import torch
 
 from vgg16_xray import RESEARCH_USE_ONLY, cli
 from vgg16_xray.errors import UserError
+from vgg16_xray.files import write_json
 from vgg16_xray.films.decode import decode, to_square
 from vgg16_xray.learn.checkpoint import ModelConfig, save_model
+from vgg16_xray.learn.engines import FrozenPart
 from vgg16_xray.learn.vgg16 import build, split_at
 from vgg16_xray.learn.weights import load_base, normalise
 from vgg16_xray.predict import Predictor, as_csv, as_json, films_in
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import FoldsDir, RunDir, sha256_of
 from vgg16_xray.steps.preprocess import read_manifest
 
 
@@ -127,6 +129,65 @@ def test_features_are_rounded_as_in_training(films: list[Path], tmp_path: Path, 
     expected, other = (as_is, rounded) if train_from == "block2" else (rounded, as_is)
     found = predictor.probabilities(list(pixels))
     assert np.abs(found - expected).max() < 0.2 * np.abs(found - other).max()
+
+
+def fabricated_folds(path: Path, *, other_base: int | None = None) -> RunDir:
+    """A run of three finished folds: heads drawn from seeds on the packaged base, one base changed where asked."""
+    run = RunDir(path)
+    each = []
+    for number in range(1, 4):
+        with torch.random.fork_rng():
+            torch.manual_seed(number)
+            network = build(classes=2, head="gap", dropout=0.0).eval()
+        load_base().put_into(network)
+        with torch.no_grad():
+            list(network.parameters())[-2].mul_(0.01)  # The last layer: else every answer is certain.
+            if number == other_base:
+                next(network.parameters()).mul_(1.01)
+        config = ModelConfig(
+            labels=("a", "b"),
+            head="gap",
+            train_from="block5",
+            preprocessing="caffe",
+            dropout=0.0,
+            size=224,
+            engine="torch-float32",
+            epoch=1,
+            recipe="test",
+        )
+        model = FoldsDir(run.path).fold(number).best
+        save_model(model, network, config)
+        each.append({"run": f"folds/{number}", "checkpoint_sha256": sha256_of(model)})
+    write_json(FoldsDir(run.path).numbers, {"trained_as": "", "each": each})
+    run.stamp("folds", "", seconds=0)
+    return run
+
+
+@pytest.mark.parametrize(("other_base", "frozen_parts"), [(None, 1), (2, 2)])
+def test_folds_answer_together_and_share_a_frozen_part_only_where_it_is_the_same(
+    films: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    other_base: int | None,
+    frozen_parts: int,
+) -> None:
+    folds = fabricated_folds(tmp_path / "run", other_base=other_base)
+    pixels = [decode(films[0])]
+    singles = [
+        Predictor(FoldsDir(folds.path).fold(n).path, engine="torch-float32").probabilities(pixels) for n in (1, 2, 3)
+    ]
+    calls = []
+    real = FrozenPart.__call__
+    monkeypatch.setattr(FrozenPart, "__call__", lambda *given: calls.append(1) or real(*given))
+    together = Predictor(folds.path, engine="torch-float32").probabilities(pixels)
+    np.testing.assert_allclose(together, np.mean(singles, axis=0), rtol=0, atol=1e-12)
+    assert np.abs(singles[0] - singles[1]).max() > 1e-3
+    assert len(calls) == frozen_parts
+    if other_base is None:
+        code, out, err = run(["predict", films[0], "--format", "json", "--model", folds.path], capsys)
+        assert (code, err) == (0, "the mean of 3 models, one a fold\n")
+        assert json.loads(out)["labels"] == ["a", "b"]
 
 
 def run(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -15,6 +15,7 @@ from vgg16_xray.extras import require
 
 if TYPE_CHECKING:
     from vgg16_xray.config import Recipe
+    from vgg16_xray.pipeline import Finished
     from vgg16_xray.rundir import RunDir
 
 #: What a shell expects of a program that was interrupted: 128 + SIGINT.
@@ -102,7 +103,7 @@ def demo(
     if not drawn.exists():
         write_dataset(drawn, films=films, seed=seed)
     finished = run_all([drawn], RunDir(to / "run"), load_recipe("fast"), seed=seed, command=_command())
-    _say_finished(finished.test, finished.report)
+    _say_finished(finished)
 
 
 @app.command()
@@ -137,6 +138,17 @@ def run(
     seed: Seed = SEED,
     resplit: Resplit = False,
     resume: Resume = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            "--folds",
+            min=3,
+            help="So many models in place of one: every film is predicted by one that never saw it or its patient.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Train with so many seeds on the same split, to see what a seed does.")
+    ] = 1,
 ) -> None:
     """All steps; a second run does only what is missing or changed.
 
@@ -157,9 +169,11 @@ def run(
         seed=seed,
         resplit=resplit,
         resume=resume,
+        folds=folds,
+        seeds=seeds,
         command=_command(),
     )
-    _say_finished(finished.test, finished.report)
+    _say_finished(finished)
 
 
 @app.command()
@@ -325,6 +339,8 @@ def predict(
         raise UserError(f"--out: must be a file, found the folder {out}")
     files = films_in(images)
     predictor = Predictor(model, engine=engine)
+    if predictor.models > 1:
+        typer.echo(f"the mean of {predictor.models} models, one a fold", err=True)
     answers = list(predictor.predict(files))
     if format_ == "table":
         text = predictions_as_text(answers, labels=predictor.labels, colours=out is None)
@@ -412,12 +428,14 @@ def _command() -> str:
     return shlex.join(["vgg16-xray", *sys.argv[1:]])
 
 
-def _say_finished(test: object, report: Path) -> None:
+def _say_finished(finished: Finished) -> None:
     from vgg16_xray.report.terminal import figure
 
-    accuracy = test["overall"]["accuracy"]  # type: ignore[index]
-    typer.echo(f"test accuracy {figure(accuracy)}")
-    typer.echo(f"report: {report}")
+    if finished.folds is not None:
+        typer.echo(f"out-of-fold accuracy {figure(finished.folds['pooled']['overall']['accuracy'])}")
+    if finished.test is not None:
+        typer.echo(f"test accuracy {figure(finished.test['overall']['accuracy'])}")
+    typer.echo(f"report: {finished.report}")
 
 
 def main() -> None:

@@ -6,22 +6,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vgg16_xray import __version__
 from vgg16_xray.config import SEED, Recipe
 from vgg16_xray.errors import UserError
-from vgg16_xray.rundir import RunDir, key_of, read_config, update_config
+from vgg16_xray.rundir import FoldsDir, RunDir, key_of, read_config, update_config
+
+if TYPE_CHECKING:
+    from vgg16_xray.steps.folds import Member
 
 REPORT = "report"
+#: Pictures that need no test.
+AFTER_PREPROCESS = ("images_per_class", "preview")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
     """What a whole run ends with."""
 
-    #: What ``test.json`` holds.
-    test: Mapping[str, Any]
+    #: What ``test.json`` holds; None where folds were made in place of the single split.
+    test: Mapping[str, Any] | None
+    #: What ``folds.json`` holds, where folds were made.
+    folds: Mapping[str, Any] | None
     report: Path
 
 
@@ -36,6 +43,8 @@ def run_all(
     seed: int = SEED,
     resplit: bool = False,
     resume: bool = False,
+    folds: int | None = None,
+    seeds: int = 1,
     command: str = "",
 ) -> Finished:
     """Preprocess, initialise, train, validate, test and report.
@@ -50,6 +59,8 @@ def run_all(
         seed: Seed of the split and of the training.
         resplit: Make a new split even where the data bring one.
         resume: Refuse to begin a new training.
+        folds: Train a model for each of so many folds in place of the single split, see :mod:`.steps.folds`.
+        seeds: Train everything with so many seeds; the split stays the same.
         command: What the user typed; stored in ``run.toml``.
 
     Raises:
@@ -57,37 +68,96 @@ def run_all(
     """
     from vgg16_xray.report.figures import PICTURES, after_preprocess, after_test
     from vgg16_xray.report.page import write_report
-    from vgg16_xray.report.terminal import say_initialised, say_measured, say_preprocessed, say_trained
+    from vgg16_xray.report.terminal import (
+        say_folds,
+        say_initialised,
+        say_measured,
+        say_preprocessed,
+        say_seeds,
+        say_trained,
+    )
+    from vgg16_xray.steps.folds import collect_seeds, lay_out_seeds
     from vgg16_xray.steps.initialise import initialise
     from vgg16_xray.steps.preprocess import preprocess
     from vgg16_xray.steps.test import test
     from vgg16_xray.steps.train import train
     from vgg16_xray.steps.validate import validate
 
-    if resume and not run.last.exists():
-        raise UserError(f"{run.path}: --resume needs a training that was interrupted, found none")
+    if resume:
+        _refuse_to_resume(run, recipe, folds=folds, seed=seed)
     with run.alone():
         preprocessed = preprocess(data, run, mapping=mapping, seed=seed, resplit=resplit)
         say_preprocessed(preprocessed, run)
         if not preprocessed.already_done or not run.figures.exists():
             after_preprocess(run)
-        initialised = initialise(run, recipe, weights=weights, engine=engine, seed=seed, resume=resume)
+        initialised = initialise(run, recipe, weights=weights, engine=engine, seed=seed, resume=resume and not folds)
         asked = {"command": command, "version": __version__}
         if asked.items() - read_config(run)["run"].items():
             update_config(run, run=asked)
         say_initialised(initialised)
-        say_trained(train(run, resume=resume), run)
-        say_measured("validation", validate(run))
-        tested = test(run)
-        say_measured("test", tested)
-        key, pictures = _key_of_report(run), [run.figures / picture.file for picture in PICTURES.values()]
-        if not run.is_done(REPORT, key, [run.report, *pictures]):
+        tested = found = None
+        if folds:
+            found = _run_folds(run, folds=folds, seeds=seeds, resume=resume)
+            say_folds(found, run)
+        else:
+            say_trained(train(run, resume=resume), run)
+            say_measured("validation", validate(run))
+            tested = test(run)
+            say_measured("test", tested)
+            if seeds > 1:
+                members = lay_out_seeds(run, seeds=seeds)
+                _run_members(members[1:], resume=False)
+                say_seeds(collect_seeds(run, members), run)
+        drawn = [run.figures / PICTURES[name].file for name in (AFTER_PREPROCESS if folds else PICTURES)]
+        key = _key_of_report(run)
+        if not run.is_done(REPORT, key, [run.report, *drawn]):
             started = time.monotonic()
             after_preprocess(run)
-            after_test(run)
+            if not folds:
+                after_test(run)
             write_report(run)
             run.stamp(REPORT, key, seconds=time.monotonic() - started)
-        return Finished(test=tested, report=run.report)
+        return Finished(test=tested, folds=found, report=run.report)
+
+
+def _run_folds(run: RunDir, *, folds: int, seeds: int, resume: bool) -> dict[str, Any]:
+    from vgg16_xray.steps.folds import collect_folds, lay_out_folds, withdraw_if_others
+
+    members = lay_out_folds(run, folds=folds, seeds=seeds)
+    withdraw_if_others(run, members)
+    _run_members(members, resume=resume)
+    return collect_folds(run, members, folds=folds)
+
+
+def _run_members(members: Sequence[Member], *, resume: bool) -> None:
+    """Steps 4 to 6 in each; `resume` refuses to replace a training that was begun otherwise."""
+    from vgg16_xray.report.terminal import console, say_measured, say_trained
+    from vgg16_xray.steps.test import test
+    from vgg16_xray.steps.train import train
+    from vgg16_xray.steps.validate import validate
+
+    for member in members:
+        console().print(f"{member.words}, in {member.run.path}")
+        with member.run.alone():
+            say_trained(train(member.run, resume=resume and member.run.last.exists()), member.run)
+            say_measured("validation", validate(member.run))
+            say_measured("test", test(member.run), table=False)
+
+
+def _refuse_to_resume(run: RunDir, recipe: Recipe, *, folds: int | None, seed: int) -> None:
+    """Refuse ``--resume`` before anything is written where there is nothing to go on with."""
+    if not folds:
+        if not run.last.exists():
+            raise UserError(f"{run.path}: --resume needs a training that was interrupted, found none")
+        return
+    if not FoldsDir(run.path).begun():
+        raise UserError(f"{run.path}: --resume needs a training of a fold that was interrupted, found none")
+    config = read_config(run)
+    if config.get("recipe") != recipe.as_dict() or config.get("training") != {"seed": seed}:
+        raise UserError(
+            f"{run.path}: --resume needs interrupted folds of the same recipe and seed, found those of others",
+            hint="without --resume new trainings begin and the old ones are set aside",
+        )
 
 
 def _key_of_report(run: RunDir) -> str:

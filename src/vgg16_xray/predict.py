@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from vgg16_xray.films.dataset import IGNORED, MASK_FOLDERS, may_be_film
 from vgg16_xray.films.decode import SUFFIXES, decode, to_square
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import RunDir
+
+if TYPE_CHECKING:
+    import torch
+
+    from vgg16_xray.learn.checkpoint import ModelConfig
 
 #: Films that go through the network together.
 BATCH = 32
@@ -44,7 +49,7 @@ class Prediction:
 
 
 class Predictor:
-    """The best model of a run, ready for films.
+    """The best model of a run, ready for films; where the run has finished folds, the mean of their models.
 
     Args:
         model: A run directory, or its ``model.safetensors``.
@@ -58,15 +63,32 @@ class Predictor:
         from vgg16_xray.learn.checkpoint import load_model
         from vgg16_xray.learn.engines import FrozenPart, choose
         from vgg16_xray.learn.vgg16 import split_at
+        from vgg16_xray.steps.folds import ensemble
 
-        file = RunDir(model).best if model.is_dir() else model
-        if not file.exists():
+        files = (ensemble(RunDir(model)) or [RunDir(model).best]) if model.is_dir() else [model]
+        if not files[0].exists():
             raise UserError(f"--model: must be a run with a trained model, found none in {model}")
-        network, self.config = load_model(file)
         self.engine = choose(engine)
-        prefix, trainable = split_at(network, self.config.train_from)
-        self._frozen = FrozenPart(prefix, preprocessing=self.config.preprocessing, engine=self.engine)
-        self._trainable = trainable.requires_grad_(False).eval()
+        #: How many models answer together.
+        self.models = len(files)
+        # Models whose frozen parts are equal, tensor by tensor, share one: a film goes through it once.
+        parts: list[tuple[dict[str, torch.Tensor], FrozenPart, list[torch.nn.Module]]] = []
+        for file in files:
+            network, config = load_model(file)
+            if file == files[0]:
+                self.config = config
+            elif _asks_for(config) != _asks_for(self.config):
+                raise UserError(f"{file}: must have the classes, layers and preprocessing of {files[0]}, found others")
+            prefix, trainable = split_at(network, config.train_from)
+            trainable.requires_grad_(False).eval()
+            tensors = prefix.state_dict()
+            shared = next((others for frozen, _, others in parts if _equal(frozen, tensors)), None)
+            if shared is not None:
+                shared.append(trainable)
+            else:
+                frozen_part = FrozenPart(prefix, preprocessing=config.preprocessing, engine=self.engine)
+                parts.append((tensors, frozen_part, [trainable]))
+        self._parts = [(frozen_part, trainables) for _, frozen_part, trainables in parts]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -88,11 +110,15 @@ class Predictor:
         from vgg16_xray.learn.fit import forward
 
         squares = np.stack([to_square(film, self.config.size) for film in films])
+        answers = []
         with torch.no_grad():
-            features = self._frozen(torch.from_numpy(squares))
-            if self.config.train_from not in NEVER_STORED:
-                features = in_half_precision(features)
-            return torch.softmax(forward(self._trainable, features, self.engine).double(), dim=1).numpy()
+            for frozen, trainables in self._parts:
+                features = frozen(torch.from_numpy(squares))
+                if self.config.train_from not in NEVER_STORED:
+                    features = in_half_precision(features)
+                for trainable in trainables:
+                    answers.append(torch.softmax(forward(trainable, features, self.engine).double(), dim=1))
+            return torch.stack(answers).mean(dim=0).numpy()
 
     def predict(self, files: Sequence[Path]) -> Iterator[Prediction]:
         """Answer for files, in their order; a file that cannot be read is an answer too.
@@ -131,6 +157,17 @@ class Predictor:
             ),
             answer="answered",
         )
+
+
+def _asks_for(config: ModelConfig) -> tuple[object, ...]:
+    """What models that answer together must have in common."""
+    return config.labels, config.head, config.train_from, config.preprocessing, config.size
+
+
+def _equal(these: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> bool:
+    import torch
+
+    return these.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in these.items())
 
 
 def _refused(file: Path, error: UnreadableFilm) -> Prediction:

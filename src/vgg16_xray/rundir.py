@@ -178,6 +178,40 @@ class RunDir:
 
 
 @dataclass(frozen=True)
+class FoldsDir:
+    """Where a run's folds and other seeds lie, in the run directory itself."""
+
+    path: Path
+
+    @property
+    def numbers(self) -> Path:
+        """Figures over all folds, and how far the seed moves them."""
+        return self.path / "folds.json"
+
+    @property
+    def table(self) -> Path:
+        """A row a film: what the model says that never saw it."""
+        return self.path / "folds.csv"
+
+    @property
+    def seeds(self) -> Path:
+        """How far the training's seed alone moves the test figures."""
+        return self.path / "seeds.json"
+
+    def fold(self, number: int, *, seed: int | None = None) -> RunDir:
+        """The run directory of a fold, and of another training seed of it."""
+        return RunDir(self.path / "folds" / (f"{number}" if seed is None else f"{number}-seed{seed}"))
+
+    def seed(self, seed: int) -> RunDir:
+        """The run directory of another training seed on the single split."""
+        return RunDir(self.path / "seeds" / f"{seed}")
+
+    def begun(self) -> bool:
+        """Whether the training of any fold was begun."""
+        return any(RunDir(folder).last.exists() for folder in (self.path / "folds").glob("*"))
+
+
+@dataclass(frozen=True)
 class ComparisonDir:
     """Where ``vgg16-xray compare --out`` puts what it found."""
 

@@ -19,7 +19,7 @@ from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.split import SPLITS, TEST, TRAIN
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import FoldsDir, RunDir
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,6 +143,11 @@ def _content(run: RunDir) -> dict[str, Any]:
     test = read_json(run.test) if run.test.exists() else None
     validation = read_json(run.validation) if run.validation.exists() else None
     layers = read_json(run.layers) if run.layers.exists() else None
+    stamps = run.stamps()
+    # Without the stamp they are those of models that are being exchanged.
+    of_folds = FoldsDir(run.path)
+    folds = read_json(of_folds.numbers) if of_folds.numbers.exists() and "folds" in stamps else None
+    seeds = read_json(of_folds.seeds) if of_folds.seeds.exists() and "seeds" in stamps else None
     return {
         "name": run.path.resolve().name,
         "package_version": __version__,
@@ -151,7 +156,9 @@ def _content(run: RunDir) -> dict[str, Any]:
         "facts": _facts(config),
         "config_text": config_text,
         "notes": [str(note) for note in config.get("data", {}).get("notes", [])],
-        "steps": _steps(run),
+        "steps": _steps(run, in_folds=folds is not None),
+        "folds": folds,
+        "seeds": seeds,
         "test": test,
         "validation": validation,
         "overall_names": OVERALL_NAMES,
@@ -166,7 +173,8 @@ def _content(run: RunDir) -> dict[str, Any]:
         "parameters": _parameters(layers["layers"]) if layers else None,
         "history": _history(run),
         "most_rows": MOST_ROWS,
-        "files": {name: getattr(run, name).name for name in ("quarantine", "predictions", "report", "history", "test")},
+        "files": {name: getattr(run, name).name for name in ("quarantine", "predictions", "report", "history", "test")}
+        | {"folds": of_folds.numbers.name, "folds_table": of_folds.table.name},
     }
 
 
@@ -221,20 +229,21 @@ def _manifest(run: RunDir) -> pd.DataFrame | None:
     return table
 
 
-def _steps(run: RunDir) -> list[dict[str, Any]]:
+def _steps(run: RunDir, *, in_folds: bool) -> list[dict[str, Any]]:
     stamps = run.stamps()
     steps = []
     for number, (name, key, words, command) in enumerate(STEPS, start=1):
         stamp = stamps.get(key)
         # A folder that was there already needs no download: that step is then done by whoever made the folder.
         given = key == "download" and stamp is None and "preprocess" in stamps
+        of_folds = in_folds and stamp is None and key in ("train", "validate", "test")
         steps.append(
             {
                 "number": number,
                 "name": name,
                 "words": words,
                 "command": f"vgg16-xray {command} {run.path.name}",
-                "state": "done" if stamp else "given" if given else "missing",
+                "state": "done" if stamp else "given" if given else "folds" if of_folds else "missing",
                 "seconds": stamp.get("seconds") if stamp else None,
                 "finished": str(stamp.get("finished", "")).replace("T", " ")[:19] if stamp else "",
             }

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vgg16_xray import RESEARCH_USE_ONLY
-from vgg16_xray.films.split import SPLITS
+from vgg16_xray.films.split import SPLITS, TEST
+from vgg16_xray.rundir import FoldsDir
 
 if TYPE_CHECKING:
     from vgg16_xray.learn.vgg16 import Layer
@@ -93,24 +94,72 @@ def say_trained(done: Trained, run: RunDir) -> None:
         console().print(f"train (done before): {len(done.history)} epochs, see {run.history}")
 
 
-def say_measured(what: str, measured: Mapping[str, Any]) -> None:
-    """Figures with their intervals, and the confusion matrix."""
+def say_measured(what: str, measured: Mapping[str, Any], *, table: bool = True) -> None:
+    """Figures with their intervals, and for the test a table of the classes, where it is wanted."""
     overall = measured["overall"]
     console().print(
         f"{what}: {measured['images']:,} films, epoch {measured['epoch']}; accuracy {figure(overall['accuracy'])}, "
         f"balanced accuracy {figure(overall['balanced_accuracy'])}, macro-F1 {figure(overall['macro_f1'])}, "
         f"macro AUROC {figure(overall['macro_auroc'])}"
     )
-    if what != "test":
-        return
-    table = Table(title="test films, 95 % intervals", title_justify="left")
+    if what == "test" and table:
+        _say_classes("test films, 95 % intervals", measured)
+        console().print(RESEARCH_USE_ONLY)
+
+
+def _say_classes(title: str, measured: Mapping[str, Any]) -> None:
+    table = Table(title=title, title_justify="left")
     names = ("sensitivity", "specificity", "precision", "f1", "auroc")
     for column in ("class", "films", *names):
         table.add_column(column, justify="left" if column == "class" else "right")
     for label, values in measured["per_class"].items():
         table.add_row(label, str(values["support"]), *(figure(values[name]) for name in names))
     console().print(table)
+
+
+def say_folds(found: Mapping[str, Any], run: RunDir) -> None:
+    """A row a fold, their mean, and all films together, each predicted by the model that never saw it."""
+    names = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "macro_f1": "macro-F1",
+        "macro_auroc": "macro AUROC",
+    }
+    pooled, over = found["pooled"], found["over_folds"]
+    table = Table(title=f"{found['folds']} folds, 95 % intervals", title_justify="left")
+    for column in ("fold", "films", "epoch", *names.values()):
+        table.add_column(column, justify="left" if column == "fold" else "right")
+    for fold in found["each"]:
+        figures = (figure(fold["overall"][name]) for name in names)
+        table.add_row(str(fold["fold"]), f"{fold['films'][TEST]:,}", str(fold["epoch"]), *figures)
+    table.add_section()
+    table.add_row("mean", "", "", *(figure({**over[name], "value": over[name]["mean"]}) for name in names))
+    table.add_row("sd", "", "", *("–" if over[name]["sd"] is None else f"{over[name]['sd']:.3f}" for name in names))
+    table.add_row("pooled", f"{pooled['images']:,}", "", *(figure(pooled["overall"][name]) for name in names))
+    console().print(table)
+    _say_classes("all films, each predicted by the model that never saw it, 95 % intervals", pooled)
+    if found["seeds"]:
+        _say_spread(found["seeds"], "the folds")
+    for note in found["notes"]:
+        console().print(f"note: {note}")
+    console().print(f"figures: {FoldsDir(run.path).numbers}; predictions: {FoldsDir(run.path).table}")
     console().print(RESEARCH_USE_ONLY)
+
+
+def say_seeds(found: Mapping[str, Any], run: RunDir) -> None:
+    """How far the training's seed alone moves the test figures."""
+    _say_spread(found["spread"], "the split")
+    console().print(f"figures: {FoldsDir(run.path).seeds}")
+
+
+def _say_spread(spread: Mapping[str, Any], same: str) -> None:
+    seeds = spread["training_seeds"]
+    parts = [
+        f"{name} {spread[key]['mean']:.3f}, sd {spread[key]['sd']:.3f}, from {spread[key]['min']:.3f} to "
+        f"{spread[key]['max']:.3f}"
+        for name, key in (("accuracy", "accuracy"), ("macro-F1", "macro_f1"))
+    ]
+    console().print(f"{len(seeds)} training seeds ({', '.join(map(str, seeds))}), {same} the same: {'; '.join(parts)}")
 
 
 def figure(value: Mapping[str, float | None]) -> str:
