@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -252,11 +253,14 @@ def test_predictions_of_other_films_or_sides_are_refused(ready: RunDir) -> None:
 
 def test_the_interval_over_folds_is_students() -> None:
     # Three values: t(0.975, 2) = 4.3027 (any table of the t distribution).
-    found = mean_with_interval([0.8, 0.9, 1.0])
-    assert found["mean"] == pytest.approx(0.9)
+    found = mean_with_interval([0.4, 0.5, 0.6])
+    assert found["mean"] == pytest.approx(0.5)
     assert found["sd"] == pytest.approx(0.1)
-    assert found["high"] == pytest.approx(0.9 + 4.3027 * 0.1 / 3**0.5, abs=1e-5)
-    assert found["low"] == pytest.approx(0.9 - 4.3027 * 0.1 / 3**0.5, abs=1e-5)
+    assert found["high"] == pytest.approx(0.5 + 4.3027 * 0.1 / 3**0.5, abs=1e-5)
+    assert found["low"] == pytest.approx(0.5 - 4.3027 * 0.1 / 3**0.5, abs=1e-5)
+    assert mean_with_interval([0.8, 0.9, 1.0])["high"] == 1
+    assert mean_with_interval([0.0, 0.1, 0.2])["low"] == 0
+    assert mean_with_interval([0.8, 0.9, 1.0], most=math.inf)["high"] > 1.1
     assert mean_with_interval([0.8, None, 1.0]) == {"mean": None, "sd": None, "low": None, "high": None}
 
 

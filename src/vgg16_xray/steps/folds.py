@@ -7,6 +7,7 @@ A fold, or another seed, is an ordinary run directory below the run, with the sa
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
@@ -243,7 +244,10 @@ def collect_folds(run: RunDir, members: Sequence[Member], *, folds: int) -> dict
         "pooled": pooled,
         "each": each,
         "over_folds": {
-            name: mean_with_interval([fold["overall"][name]["value"] for fold in each]) for name in pooled["overall"]
+            name: mean_with_interval(
+                [fold["overall"][name]["value"] for fold in each], most=math.inf if name == "log_loss" else 1.0
+            )
+            for name in pooled["overall"]
         },
         "seeds": spread(_training_seeds(plan, len(by_seed)), by_seed) if len(by_seed) > 1 else None,
         "notes": _notes(run, manifest),
@@ -332,11 +336,12 @@ def ensemble(run: RunDir) -> list[Path]:
     return models
 
 
-def mean_with_interval(values: Sequence[float | None]) -> dict[str, float | None]:
+def mean_with_interval(values: Sequence[float | None], *, most: float = 1.0) -> dict[str, float | None]:
     """Mean and standard deviation (n - 1) of a figure over folds, and the 95 % t interval of the mean.
 
     Args:
         values: (K,) one value a fold, K at least 2; None where a fold does not define it, which leaves nothing to say.
+        most: The figure lies between 0 and this; so does the interval, which few folds would make wider.
     """
     from scipy.stats import t
 
@@ -345,7 +350,7 @@ def mean_with_interval(values: Sequence[float | None]) -> dict[str, float | None
         return dict.fromkeys(("mean", "sd", "low", "high"))
     mean, sd = float(np.mean(known)), float(np.std(known, ddof=1))
     half = float(t.ppf((1 + LEVEL) / 2, len(known) - 1)) * sd / len(known) ** 0.5
-    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "sd": sd, "low": max(0.0, mean - half), "high": min(most, mean + half)}
 
 
 def spread(seeds: Sequence[int], measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
