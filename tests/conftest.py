@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,15 @@ from vgg16_xray.steps.validate import validate
 
 #: Few epochs: the head is what is fitted, and its features are computed once.
 EPOCHS = 3
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes that tests start.
+
+    A shell starts what it runs in the background with SIGINT ignored, and children inherit that: tests that interrupt a
+    process would wait for ever in such a run. A handler of ours becomes the default in the children.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,13 +25,13 @@ HEAVY = ("torch", "onnxruntime", "pandas", "sklearn", "matplotlib", "scipy", "py
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=600
     )
 
 
 def vgg16_xray(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "vgg16_xray", *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "vgg16_xray", *arguments], capture_output=True, text=True, check=False, timeout=600
     )
 
 
@@ -249,7 +249,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
     assert process.stderr is not None
     process.stdout.close()
     errors = process.stderr.read()
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     assert "Traceback" not in errors
     assert "unexpected" not in errors
 

@@ -272,7 +272,7 @@ class TestWriteDataset:
             while not list(tmp_path.glob(".data.*/*/images/*.png")) and time.monotonic() < deadline:
                 time.sleep(0.02)
             process.send_signal(how)
-            assert process.wait(30) != 0
+            assert process.wait(600) != 0
         finally:
             process.kill()
         left = [p.name for p in tmp_path.iterdir()]

@@ -250,7 +250,7 @@ def test_killed_at_random_moments_and_resumed_it_has_the_same_bytes(
 def test_two_processes_at_once_make_it_once(store: StoreDir, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     log = tmp_path / "log"
     processes = [start(store, log, 0.05) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in [go(process) for process in processes]]
+    outputs = [process.communicate(timeout=600)[0] for process in [go(process) for process in processes]]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted(asked(log)) == list(range(FILMS)), "nothing is computed twice"
     assert contents(store) == undisturbed
@@ -269,7 +269,7 @@ def test_the_maker_is_killed_and_who_waited_goes_on(
     assert "waiting for it" in second.stdout.readline()
     first.kill()
     first.wait()
-    assert second.wait(timeout=60) == 0
+    assert second.wait(timeout=600) == 0
     assert contents(store) == undisturbed
     assert 0 not in asked(tmp_path / "second"), "shards of the first are used"
 
@@ -376,7 +376,7 @@ def test_who_waited_for_a_store_that_was_cleared_makes_a_new_one(store: StoreDir
         made.start()
         time.sleep(0.3)  # until it waits
         store.path.replace(store.leaving)
-    made.join(timeout=30)
+    made.join(timeout=600)
     assert len(store.shards()) == SHARDS
     assert store.lock.exists()
 

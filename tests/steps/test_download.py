@@ -590,7 +590,7 @@ assert os.environ["KAGGLEHUB_CACHE"] == "mine"
     env = {key: value for key, value in os.environ.items() if "KAGGLE" not in key and "proxy" not in key.lower()}
     env |= {"HOME": str(to.parent), "KAGGLEHUB_CACHE": "mine"}
     command = [sys.executable, "-c", code, str(to), str(port)]
-    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, ran.stderr
     kind, _, value = ran.stdout.strip().partition("RESULT")
     assert "\n" not in ran.stdout.strip(), "only the result is on standard output"

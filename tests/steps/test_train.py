@@ -82,7 +82,7 @@ def stopped(run: RunDir, moment: str, count: int, number: signal.Signals, *optio
         if line == "HERE\n":
             os.kill(process.pid, number)
             break
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert "HERE\n" in seen, f"never came to {moment} {count}: {''.join(seen)}{errors}"
     assert process.returncode == (130 if number == signal.SIGINT else -number), errors
     return errors
@@ -90,7 +90,7 @@ def stopped(run: RunDir, moment: str, count: int, number: signal.Signals, *optio
 
 def finished(run: RunDir, *options: str) -> str:
     process = start(run, "never", 0, *options)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return output
 
