@@ -14,7 +14,7 @@ import typer.main
 from vgg16_xray import RESEARCH_USE_ONLY, __version__, cli
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_json
-from vgg16_xray.rundir import CacheDir
+from vgg16_xray.rundir import CacheDir, RunDir
 
 COMMANDS = (
     *("demo", "download", "run", "preprocess", "init", "train", "validate", "test", "report", "compare", "predict"),
@@ -256,3 +256,15 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
 
 def test_errors_of_the_user_have_their_exit_code() -> None:
     assert UserError("x").exit_code == 2
+
+
+def test_a_terminal_without_utf_8_loses_nothing(small_run: RunDir) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vgg16_xray", "test", str(small_run.path)],
+        capture_output=True,
+        check=False,
+        timeout=600,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"accuracy" in done.stdout

@@ -157,6 +157,7 @@ def fabricated_folds(path: Path, *, other_base: int | None = None) -> RunDir:
         )
         model = FoldsDir(run.path).fold(number).best
         save_model(model, network, config)
+        FoldsDir(run.path).fold(number).stamp("train", "", seconds=0)
         each.append({"run": f"folds/{number}", "checkpoint_sha256": sha256_of(model)})
     write_json(FoldsDir(run.path).numbers, {"trained_as": "", "each": each})
     run.stamp("folds", "", seconds=0)
@@ -331,3 +332,10 @@ def test_wrong_usage_is_one_line(
 def test_text_of_answers_needs_no_model() -> None:
     assert as_csv([], labels=["a", "b"]) == "path,prediction,confidence,p_a,p_b,answer,reason\n"
     assert json.loads(as_json([], labels=["a", "b"], model="m"))["predictions"] == []
+
+
+def test_a_training_that_is_not_finished_does_not_answer(copy_of_run: RunDir) -> None:
+    copy_of_run.unstamp("train")
+    with pytest.raises(UserError, match="step 'train' must be finished first"):
+        Predictor(copy_of_run.path)
+    assert Predictor(copy_of_run.best).labels, "the file itself may be asked by name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -440,6 +441,10 @@ def _say_finished(finished: Finished) -> None:
 
 def main() -> None:
     """Run the command line: one line for an error, a traceback only with ``--debug``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that knows no dash between two bounds must not end what took an hour to compute.
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_run(sys.argv[1:]))
 
 

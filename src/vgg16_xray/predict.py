@@ -68,6 +68,9 @@ class Predictor:
         files = (ensemble(RunDir(model)) or [RunDir(model).best]) if model.is_dir() else [model]
         if not files[0].exists():
             raise UserError(f"--model: must be a run with a trained model, found none in {model}")
+        if files[0] == RunDir(model).best:
+            # The best epoch so far of a training that is not finished is not the run's model yet.
+            RunDir(model).require_step("train", made_by="train")
         self.engine = choose(engine)
         #: How many models answer together.
         self.models = len(files)

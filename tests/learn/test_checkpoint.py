@@ -79,6 +79,15 @@ def test_the_same_model_gives_the_same_bytes(model: VGG16, saved: Path, tmp_path
     assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
 
 
+def test_a_single_flipped_bit_is_noticed_before_the_model_answers(saved: Path, tmp_path: Path) -> None:
+    raw = bytearray(saved.read_bytes())
+    raw[-1000] ^= 1
+    path = tmp_path / "flipped.safetensors"
+    path.write_bytes(raw)
+    assert "its tensors are not those that were written" in refusal(path)
+    assert "delete it" in refusal(path)
+
+
 def test_nothing_is_pickled(saved: Path) -> None:
     raw = saved.read_bytes()
     length = int.from_bytes(raw[:8], "little")

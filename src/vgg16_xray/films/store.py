@@ -35,7 +35,10 @@ class ArrayStore:
             raise UserError(f"{path}: no such file") from error
         except Exception as error:
             # A damaged header makes numpy raise ValueError, OSError, SyntaxError, tokenize.TokenError, ...
-            raise UserError(f"{path}: must be a whole .npy array, found {error}") from error
+            raise UserError(
+                f"{path}: must be a whole .npy array, found {error}",
+                hint="delete it, and the command that made it makes it again",
+            ) from error
         if not self._rows.ndim:
             raise UserError(f"{path}: must be an array of rows, found a single number")
         self.path = path

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from vgg16_xray.learn.vgg16 import VGG16
 
+#: Key, in that JSON, of the hash of all tensors: a flipped bit is found before a model answers with it.
+DIGEST = "tensors_sha256"
 #: Key of the JSON in the file's header.
 HEADER = "vgg16_xray"
 
@@ -55,7 +57,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappin
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(header, allow_nan=False)
+    text = json.dumps({**header, DIGEST: _digest(contiguous)}, allow_nan=False)
     with whole_file(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata={HEADER: text})
@@ -68,10 +70,14 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what :func:`save_tensors` wrote.
 
     Raises:
-        UserError: The file is missing, damaged, or not of this project.
+        UserError: The file is missing, damaged (a single bit is noticed), or not of this project.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _header(file)  # noqa: SIM118
+        tensors, header = {name: file.get_tensor(name) for name in file.keys()}, _header(file)  # noqa: SIM118
+    # Files that were written before there was a hash are taken as they are.
+    if header.pop(DIGEST, None) not in (None, _digest(tensors)):
+        raise _damaged(path, "its tensors are not those that were written")
+    return tensors, header
 
 
 def load_header(path: Path) -> dict[str, Any]:
@@ -81,7 +87,9 @@ def load_header(path: Path) -> dict[str, Any]:
         UserError: The file is missing, damaged, or not of this project.
     """
     with _opened(path) as file:
-        return _header(file)
+        header = _header(file)
+    header.pop(DIGEST, None)
+    return header
 
 
 @contextmanager
@@ -96,7 +104,24 @@ def _opened(path: Path) -> Iterator[Any]:
     except KeyError as error:
         raise UserError(f"{path}: must be a checkpoint of vgg16-xray, found other safetensors") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: must be a whole safetensors file, found damage ({error})") from error
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path}: must be a whole safetensors file, found damage ({what})",
+        hint="delete it, and the command that made it makes it again",
+    )
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)};".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _header(file: Any) -> dict[str, Any]:

@@ -76,6 +76,21 @@ def choose(name: str = "auto") -> Engine:
     return Engine("torch-float32", "the processor has no bf16 instructions")
 
 
+def settle_vector_math() -> None:
+    """Call each vector function once on one number, before several threads call it at the same time.
+
+    MKL looks for the kernel of a function at its first call; where that comes from two threads at once, one of them may
+    compute its whole part with a kernel that is right to four digits only (pytorch issue 188792). Adam's first step on
+    a busy machine did, and a resumed training ended with other bytes than an undisturbed one.
+    """
+    import torch
+
+    for dtype in (torch.float32, torch.float64):
+        one = torch.ones(1, dtype=dtype)
+        for function in (torch.sqrt, torch.exp, torch.log, torch.expm1, torch.log1p, torch.sin, torch.cos, torch.tanh):
+            function(one)
+
+
 class FrozenPart:
     """The frozen prefix of the network: pixels in, feature maps out, nothing learned.
 
@@ -90,6 +105,7 @@ class FrozenPart:
 
         import torch
 
+        settle_vector_math()
         self.preprocessing = preprocessing
         self.engine = engine
         # A copy of its own: the model's own layers stay float32.

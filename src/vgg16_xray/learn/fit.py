@@ -100,8 +100,10 @@ def fit(
     """
     import torch
 
+    from vgg16_xray.learn.engines import settle_vector_math
     from vgg16_xray.learn.vgg16 import split_at
 
+    settle_vector_math()
     _, trainable = split_at(model, recipe.train_from)
     loop = _Loop(trainable, data, recipe, classes=len(labels), seed=seed, key=key, engine=engine, last=last)
     if last.exists():

@@ -242,7 +242,7 @@ def _steps(run: RunDir, *, in_folds: bool) -> list[dict[str, Any]]:
                 "number": number,
                 "name": name,
                 "words": words,
-                "command": f"vgg16-xray {command} {run.path.name}",
+                "command": f"vgg16-xray {command} {run.path}",
                 "state": "done" if stamp else "given" if given else "folds" if of_folds else "missing",
                 "seconds": stamp.get("seconds") if stamp else None,
                 "finished": str(stamp.get("finished", "")).replace("T", " ")[:19] if stamp else "",

@@ -162,7 +162,10 @@ def read_manifest(run: RunDir) -> pd.DataFrame:
     try:
         manifest = pd.read_parquet(run.manifest)
     except Exception as error:
-        raise UserError(f"{run.manifest}: must be a whole Parquet table, found {error}") from error
+        raise UserError(
+            f"{run.manifest}: must be a whole Parquet table, found {error}",
+            hint="delete it, and preprocess or run makes it again",
+        ) from error
     if missing := [name for name in COLUMNS if name not in manifest]:
         raise UserError(f"{run.manifest}: must have the columns {', '.join(COLUMNS)}, found no {', '.join(missing)}")
     if len(manifest) != (rows := len(ArrayStore(run.pixels))):
