@@ -405,7 +405,7 @@ def test_killed_between_and_within_folds_it_ends_with_the_same_bytes(
                 if line == "HERE\n":
                     os.kill(process.pid, signal.SIGKILL)
                     break
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=600)
         assert process.returncode == -signal.SIGKILL, f"never came to {name} {count}: {errors}"
         assert not FoldsDir(run.path).numbers.exists()
     run_all([few_films], run, RECIPE, folds=FOLDS, resume=True)
@@ -466,6 +466,7 @@ def test_a_model_that_is_not_the_measured_one_is_refused(
     # A single model that was trained otherwise since then is what the run is.
     run.best.parent.mkdir(parents=True)
     shutil.copy(FoldsDir(run.path).fold(1).best, run.best)
+    run.stamp("train", "", seconds=0)
     update_config(run, recipe={"epochs": 7})
     assert ensemble(run) == []
     assert Predictor(run.path).models == 1
