@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test quick lint format drawings results clean
+.PHONY: demo test quick lint format drawings clean
 
 # The whole pipeline on drawn radiographs; ends with the accuracy and where the report lies.
 demo: $(VENV)/.train

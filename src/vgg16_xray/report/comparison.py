@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import write_json, write_text
 from vgg16_xray.report.figures import DPI, FAINT, GRID, INK, PALETTE, STYLE, has_interval
-from vgg16_xray.report.page import OVERALL_MEANINGS, OVERALL_NAMES, PER_CLASS_NAMES
+from vgg16_xray.report.page import OVERALL_MEANINGS, OVERALL_NAMES, PER_CLASS_NAMES, template
 from vgg16_xray.report.terminal import console, figure
 from vgg16_xray.rundir import ComparisonDir
 from vgg16_xray.trust.compare import BETTER, CLASS_FIGURES, FIGURES, LESS_IS_BETTER, NOT_SHOWN, WORSE
@@ -78,26 +78,15 @@ def write_comparison(found: Mapping[str, Any], out: ComparisonDir) -> Path:
     Raises:
         UserError: The folder cannot be written.
     """
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vgg16_xray.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     filters: dict[str, Callable[..., str]] = {
-        "count": lambda number: f"{number:,}",
         "difference": lambda entry: "–" if entry["difference"] is None else _signed(entry["difference"]),
         "bounds": _bounds,
         "p": _p,
     }
-    environment.filters |= filters
-    environment.globals |= {"has_interval": has_interval}
     picture = forest(found)
-    page = environment.get_template("comparison.html.j2").render(
+    page = template("comparison.html.j2", filters).render(
         found=found,
         first=found["runs"][0],
         compared=[

@@ -22,6 +22,7 @@ from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
 from vgg16_xray.rundir import FoldsDir, RunDir
 
 if TYPE_CHECKING:
+    import jinja2
     import pandas as pd
 
 #: Rows of a table that a reader still reads; the rest is counted, and stands in the named file.
@@ -76,6 +77,23 @@ def write_report(run: RunDir) -> Path:
     Raises:
         UserError: A file of the run is damaged, or the page cannot be written.
     """
+    filters: dict[str, Callable[..., str]] = {
+        "percent": _percent,
+        "figure": _figure,
+        "interval": _interval,
+        "duration": duration,
+    }
+    write_text(run.report, template("report.html.j2", filters).render(_content(run)))
+    return run.report
+
+
+def template(name: str, filters: Mapping[str, Callable[..., str]]) -> jinja2.Template:
+    """A template of the report that escapes what it is given and refuses a name that it is not given.
+
+    Args:
+        name: A file in ``templates``.
+        filters: What the template calls beside ``count`` and ``has_interval``.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -85,18 +103,9 @@ def write_report(run: RunDir) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Callable[..., str]] = {
-        "count": lambda number: f"{number:,}",
-        "percent": _percent,
-        "figure": _figure,
-        "interval": _interval,
-        "duration": duration,
-    }
-    environment.filters |= filters
+    environment.filters |= {"count": lambda number: f"{number:,}", **filters}
     environment.globals |= {"has_interval": has_interval}
-    page = environment.get_template("report.html.j2").render(_content(run))
-    write_text(run.report, page)
-    return run.report
+    return environment.get_template(name)
 
 
 # -- how numbers are written

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,19 +127,18 @@ class Features:
         """Features of every film, nothing changed."""
         return self._view(0)
 
-    def for_training(self) -> _Epochs:
+    def for_training(self) -> Callable[[int], FeatureSource]:
         """Features of the training films in an epoch, changed as the recipe says."""
         augmentation, seed = self._plan.recipe.augmentation, self._plan.seed
         if not augmentation.changes:
-            return _Epochs(lambda epoch: self.as_they_are())
+            unchanged = self.as_they_are()
+            return lambda epoch: unchanged
         if augmentation.views == 0 or self._plan.recipe.train_from in NEVER_STORED:
-            return _Epochs(
-                lambda epoch: ComputedFeatures(
-                    self._frozen, self._pixels, change=Augment(augmentation, seed=seed, draw=epoch)
-                )
+            return lambda epoch: ComputedFeatures(
+                self._frozen, self._pixels, change=Augment(augmentation, seed=seed, draw=epoch)
             )
         views = [self._view(number) for number in range(augmentation.views + 1)]
-        return _Epochs(lambda epoch: _OneOfViews(views, seed=seed, epoch=epoch))
+        return lambda epoch: _OneOfViews(views, seed=seed, epoch=epoch)
 
     def _view(self, number: int) -> FeatureSource:
         """Features of view `number`; 0 is every film as it is, the others are films changed, for training alone."""
@@ -187,17 +187,6 @@ class Features:
             },
             title=f"features at {cut}, films {view}",
         )
-
-
-class _Epochs:
-    """Calls a function with the number of an epoch: a lambda with a name for the type checker and the reader."""
-
-    def __init__(self, make: object) -> None:
-        self._make = make
-
-    def __call__(self, epoch: int) -> FeatureSource:
-        source: FeatureSource = self._make(epoch)  # type: ignore[operator]
-        return source
 
 
 class _OneOfViews:
