@@ -55,7 +55,9 @@ TrainFrom = Annotated[
     typer.Option("--train-from", help="head, block5, block4, block3, block2 or all; the recipe's by default."),
 ]
 Head = Annotated[str | None, typer.Option("--head", help="linear, gap or vgg; the recipe's by default.")]
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="The recipe's by default.")]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="The recipe's by default; more than a training had: it goes on.")
+]
 Weights = Annotated[
     Path | None,
     typer.Option(

@@ -96,8 +96,14 @@ class Recipe:
     optimizer: str
     #: Learning rate of the head; the largest where a schedule changes it.
     head_rate: float
-    #: Learning rate of the trainable layers of the base.
+    #: Learning rate of the trainable layers of the base; of its last block where `rate_decay` is not 1.
     base_rate: float = 0.0
+    #: Each block of the base learns this factor slower than the one behind it: edges change less than lesions.
+    rate_decay: float = 1.0
+    #: First epochs in which the head alone learns, so that a random head does not shake the base.
+    head_epochs: int = 0
+    #: Epochs from the unfreezing of one block to that of the block before it (Howard & Ruder 2018); 0: all at once.
+    unfreeze: int = 0
     #: AdamW's decoupled weight decay; 0 with ``adam``.
     weight_decay: float = 0.0
     #: ``constant``, or ``one-cycle``: linear warm-up, then a half cosine down to zero (Smith 2018).
@@ -106,6 +112,8 @@ class Recipe:
     warmup: float = 0.1
     #: Weight of a class in the loss: ``none``; ``balanced``: 1 / films; ``sqrt``: 1 / sqrt(films), between the two.
     class_weights: str = "none"
+    #: How often a film of a class is drawn in an epoch, by the same words; ``none``: every film once.
+    sampling: str = "none"
     label_smoothing: float = 0.0
     #: Alpha of mixup's Beta(alpha, alpha) at the entry of the trainable part (Zhang 2018); 0: off.
     mixup: float = 0.0
@@ -115,6 +123,8 @@ class Recipe:
     dropout: float = 0.0
     #: The best epoch is the one with the highest ``accuracy`` or ``macro_f1`` on the validation films.
     select: str = "macro_f1"
+    #: Stop after so many epochs without a better one; 0: never.
+    patience: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -125,6 +135,7 @@ class Recipe:
         _check_one_of("optimizer", self.optimizer, ("adam", "adamw"))
         _check_one_of("schedule", self.schedule, ("constant", "one-cycle"))
         _check_one_of("class_weights", self.class_weights, ("none", "sqrt", "balanced"))
+        _check_one_of("sampling", self.sampling, ("none", "sqrt", "balanced"))
         _check_one_of("select", self.select, ("accuracy", "macro_f1"))
         for name, rule, holds in (
             ("epochs", "between 1 and 10,000", 1 <= self.epochs <= 10_000),
@@ -132,6 +143,10 @@ class Recipe:
             ("head_rate", "above 0 and at most 1", 0 < self.head_rate <= 1),
             ("base_rate", "between 0 and 1", 0 <= self.base_rate <= 1),
             ("base_rate", "above 0 where layers of the base are trained", self.base_rate or self.train_from == "head"),
+            ("rate_decay", "above 0 and at most 1", 0 < self.rate_decay <= 1),
+            ("head_epochs", "at least 0, and below epochs", 0 <= self.head_epochs < self.epochs),
+            ("unfreeze", "between 0 and 10,000", 0 <= self.unfreeze <= 10_000),
+            ("patience", "between 0 and 10,000", 0 <= self.patience <= 10_000),
             ("weight_decay", "between 0 and 1, and 0 with adam", 0 <= self.weight_decay <= (self.optimizer == "adamw")),
             ("warmup", "between 0 and 1", 0 <= self.warmup <= 1),
             ("label_smoothing", "at least 0 and below 1", 0 <= self.label_smoothing < 1),

@@ -153,7 +153,9 @@ def _refuse_to_resume(run: RunDir, recipe: Recipe, *, folds: int | None, seed: i
     if not FoldsDir(run.path).begun():
         raise UserError(f"{run.path}: --resume needs a training of a fold that was interrupted, found none")
     config = read_config(run)
-    if config.get("recipe") != recipe.as_dict() or config.get("training") != {"seed": seed}:
+    before, asked = config.get("recipe", {}), recipe.as_dict()
+    more = {"epochs": max(before.get("epochs", 0), recipe.epochs)}
+    if before | more != asked or config.get("training", {}).get("seed") != seed:
         raise UserError(
             f"{run.path}: --resume needs interrupted folds of the same recipe and seed, found those of others",
             hint="without --resume new trainings begin and the old ones are set aside",

@@ -19,7 +19,7 @@ from vgg16_xray.errors import UserError
 from vgg16_xray.learn import fit as fitting
 from vgg16_xray.learn.checkpoint import load_model, load_tensors
 from vgg16_xray.learn.engines import choose
-from vgg16_xray.learn.fit import TrainingData, class_weights, fit, probabilities, rate_factor
+from vgg16_xray.learn.fit import TrainingData, class_weights, fit, parameter_groups, probabilities, rate_factor
 from vgg16_xray.learn.heads import build_head
 from vgg16_xray.learn.vgg16 import build, split_at
 
@@ -57,6 +57,28 @@ ALL_AT_ONCE = dataclasses.replace(RECIPE, name="all", mixup=0.4, ema=0.9, dropou
 PLAIN = dataclasses.replace(
     RECIPE, name="plain", optimizer="adam", weight_decay=0.0, schedule="constant", ema=0.0, class_weights="none"
 )
+
+
+#: Block 5 learns from epoch 2 on, block 4 from epoch 3 on.
+STAGED = dataclasses.replace(
+    ALL_AT_ONCE,
+    name="staged",
+    train_from="block4",
+    base_rate=1e-4,
+    rate_decay=0.5,
+    head_epochs=1,
+    unfreeze=1,
+    sampling="sqrt",
+    batch=30,
+)
+
+
+class Maps(Source):
+    """Features (256, 4, 4) for a network whose blocks 4 and 5 are trained: 30 films a step cost little."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__(stop_after)
+        self.features = np.random.default_rng(4).random((FILMS, 256, 4, 4), dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +299,159 @@ def test_the_rates_are_those_of_the_recipe(network: Callable[[], Any], tmp_path:
     steps = RECIPE.epochs * math.ceil(len(TRAIN) / RECIPE.batch)
     last_step = 2 * math.ceil(len(TRAIN) / RECIPE.batch) - 1
     assert history[1]["learning_rate"] == pytest.approx(RECIPE.head_rate * rate_factor(RECIPE, last_step, steps))
+
+
+# -- stages
+
+
+def test_each_block_has_its_own_rate_and_its_first_epoch() -> None:
+    _, trainable = split_at(build(classes=CLASSES, head="gap", dropout=0.0), "block3")
+    recipe = dataclasses.replace(
+        RECIPE,
+        train_from="block3",
+        epochs=20,
+        head_rate=1e-2,
+        base_rate=1e-3,
+        rate_decay=0.5,
+        head_epochs=2,
+        unfreeze=3,
+    )
+    groups = parameter_groups(trainable, recipe)
+    assert [group["rate"] for group in groups] == [2.5e-4, 5e-4, 1e-3, 1e-2]
+    assert [group["first_epoch"] for group in groups] == [8, 5, 2, 0]
+    # Configuration D: three convolutions in each of the blocks 3 to 5, one dense layer in the head.
+    assert [len(group["params"]) for group in groups] == [6, 6, 6, 2]
+    assert sum(len(group["params"]) for group in groups) == len(list(trainable.parameters()))
+
+
+@pytest.mark.slow
+def test_blocks_hold_still_until_it_is_their_turn(network: Callable[[], Any], tmp_path: Path) -> None:
+    saved = []
+    for epochs in (1, 2, 3):
+        folder = tmp_path / str(epochs)
+        net = network()
+        start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        recipe = dataclasses.replace(STAGED, head_epochs=1, epochs=4)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fitting._Loop, "is_over", lambda self, last=epochs: self.epoch >= last)
+            run(lambda net=net: net, folder, recipe, source=Maps())
+        tensors, _ = load_tensors(folder / "last.safetensors")
+        changed = {
+            name
+            for name in start
+            if f"model.{name}" in tensors and not torch.equal(tensors[f"model.{name}"], start[name])
+        }
+        saved.append({name.rpartition(".")[0] for name in changed if name.endswith("weight")})
+        net.load_state_dict(start)
+    block4, block5 = ({f"features.{number}" for number in numbers} for numbers in ((17, 19, 21), (24, 26, 28)))
+    assert saved == [{"classifier.3"}, {"classifier.3"} | block5, {"classifier.3"} | block5 | block4]
+
+
+def test_a_block_that_is_unfrozen_late_warms_up_from_there(network: Callable[[], Any], tmp_path: Path) -> None:
+    recipe = dataclasses.replace(STAGED, epochs=10, warmup=0.2, head_epochs=4, train_from="block5", unfreeze=0)
+    _, trainable = split_at(network(), "block5")
+    data = TrainingData(
+        targets=TARGETS,
+        train=TRAIN,
+        validation=VALIDATION,
+        train_features=lambda epoch: Maps(),
+        validation_features=Maps(),
+    )
+    loop = fitting._Loop(
+        trainable, data, recipe, classes=CLASSES, seed=7, key="k", engine=ENGINE, last=tmp_path / "last", cycles=(10,)
+    )
+    # 2 steps an epoch, 20 in all, 4 of them warm up.
+    factors = []
+    for loop.epoch in range(10):
+        factors += [loop._rate_factor(step, since=4) for step in range(2)]
+    expected = [rate_factor(recipe, step, 20) * min(1.0, (step - 8 + 1) / 4) for step in range(20)]
+    assert factors[8:] == pytest.approx(expected[8:])
+    assert factors[8] == pytest.approx(rate_factor(recipe, 8, 20) / 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_after", [5, 10])
+def test_a_staged_training_stopped_anywhere_goes_on_to_the_same_bytes(
+    network: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    weights = {name: tensor.clone() for name, tensor in network().state_dict().items()}
+
+    def fresh() -> Any:
+        net = network()
+        net.load_state_dict(weights)
+        return net
+
+    run(fresh, tmp_path / "whole", STAGED, source=Maps())
+    monkeypatch.setattr(fitting, "SAVE_EVERY_S", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(fresh, tmp_path / "cut", STAGED, source=Maps(stop_after=stop_after))
+    run(fresh, tmp_path / "cut", STAGED, source=Maps())
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
+
+
+def test_balanced_sampling_draws_every_class_alike(network: Callable[[], Any], tmp_path: Path) -> None:
+    targets = np.zeros(FILMS, dtype=np.int64)
+    targets[TRAIN[50:]], targets[VALIDATION[:3]] = 1, 1
+    targets[TRAIN[:5]], targets[VALIDATION[3:6]] = 2, 2
+    source = Source()
+    run(network, tmp_path, dataclasses.replace(PLAIN, epochs=50, sampling="balanced"), source=source, targets=targets)
+    # 50 epochs of 60 draws; each film is asked for once more, for the standardisation.
+    drawn = [sum(source.asked[row] - 1 for row in TRAIN if targets[row] == label) for label in range(CLASSES)]
+    assert sum(drawn) == 3000
+    # Binomial(3000, 1/3) has a standard deviation of 26.
+    assert all(abs(count - 1000) < 4 * 26 for count in drawn)
+
+
+# -- when it ends, and when it goes on
+
+
+def test_it_stops_when_validation_has_not_risen_for_so_many_epochs(
+    network: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = [0.2, 0.5, 0.4, 0.5, 0.3, 0.9, 0.9]
+
+    def validated(loop: Any) -> dict[str, float]:
+        return {"validation_loss": 1.0, "validation_accuracy": 0.5, "validation_macro_f1": scores[loop.epoch]}
+
+    monkeypatch.setattr(fitting._Loop, "_validate", validated)
+    history = run(network, tmp_path, dataclasses.replace(RECIPE, epochs=7, patience=3))
+    assert len(history) == 5, "equal is not better"
+    assert "stopped: validation macro_f1 has not risen for 3 epochs" in capsys.readouterr().out
+    assert load_model(tmp_path / "best.safetensors")[1].epoch == 2
+    assert run(network, tmp_path, dataclasses.replace(RECIPE, epochs=7, patience=3)) == history
+    # Patience begins where the last block is unfrozen.
+    late = dataclasses.replace(STAGED, epochs=7, train_from="block5", head_epochs=3, unfreeze=0, patience=2)
+    maps = Maps()
+    maps.features = np.repeat(maps.features, 2, axis=1)[:, :, :2, :2]
+    assert len(run(network, tmp_path / "late", late, source=maps)) == 5
+
+
+def test_a_training_given_more_epochs_goes_on_with_a_new_cycle(network: Callable[[], Any], tmp_path: Path) -> None:
+    short, long = dataclasses.replace(ALL_AT_ONCE, epochs=3), dataclasses.replace(ALL_AT_ONCE, epochs=7)
+    first = run(network, tmp_path / "two", short, key="short")
+    both = run(network, tmp_path / "two", long, key="long", cycles=(3, 7), continues=("short",))
+    assert both[:3] == first
+    assert [row["epoch"] for row in both] == list(range(1, 8))
+    rates = [row["learning_rate"] for row in both]
+    assert rates[2] < 1e-4 < rates[3], "the rate had come down to nothing, and warms up again"
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    # Planned so from the beginning it is the same, byte for byte.
+    run(network, tmp_path / "one", long, key="long", cycles=(3, 7))
+    assert result(tmp_path / "one") == result(tmp_path / "two")
+    with pytest.raises(UserError, match="found the state of another"):
+        run(network, tmp_path / "two", short, key="short")
+
+
+def test_more_epochs_for_a_training_that_stopped_early_begin_where_it_stopped(
+    network: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        fitting._Loop,
+        "_validate",
+        lambda loop: dict.fromkeys(("validation_loss", "validation_accuracy", "validation_macro_f1"), 0.5),
+    )
+    recipe = dataclasses.replace(RECIPE, epochs=6, patience=2)
+    assert len(run(network, tmp_path, recipe, key="a")) == 3
+    more = dataclasses.replace(recipe, epochs=8)
+    history = run(network, tmp_path, more, key="b", cycles=(6, 8), continues=("a",))
+    assert len(history) == 5, "a new cycle has its patience anew"

@@ -25,7 +25,7 @@ from vgg16_xray.learn.features import ComputedFeatures
 from vgg16_xray.rundir import CACHE_VARIABLE, CacheDir, RunDir
 from vgg16_xray.steps.initialise import initialise, read_plan
 from vgg16_xray.steps.preprocess import preprocess, read_manifest
-from vgg16_xray.steps.train import Features, assemble, open_pixels, rows_of, train
+from vgg16_xray.steps.train import Features, assemble, open_pixels, read_history, rows_of, train
 
 #: `vgg16-xray train` that saves after every step and stops at a named moment, so that a test can kill it just there.
 DRIVER = """
@@ -208,7 +208,7 @@ def test_another_training_is_set_aside_and_the_features_are_kept(
 ) -> None:
     old = read_plan(copy_of_run).key
     monkeypatch.setattr(ComputedFeatures, "take", lambda *_: pytest.fail("computed again"))
-    retrain(copy_of_run, load_recipe("fast", epochs=1))
+    retrain(copy_of_run, load_recipe("fast", epochs=1, dropout=0.2))
     aside = copy_of_run.path / "superseded" / old
     assert str(aside) in capsys.readouterr().out
     kept = ("last", "best", "history", "validation", "test", "predictions")
@@ -220,9 +220,37 @@ def test_another_training_is_set_aside_and_the_features_are_kept(
     # There and back: what was set aside before is not overwritten.
     retrain(copy_of_run, load_recipe("fast", epochs=3))
     assert copy_of_run.best.read_bytes() == small_run.best.read_bytes()
-    retrain(copy_of_run, load_recipe("fast", epochs=1))
+    retrain(copy_of_run, load_recipe("fast", epochs=1, dropout=0.2))
     assert (aside / small_run.test.name).exists()
     assert (aside.with_name(f"{old}-2") / small_run.best.name).read_bytes() == small_run.best.read_bytes()
+
+
+def test_a_finished_training_given_more_epochs_goes_on_wherever_the_run_lies(
+    copy_of_run: RunDir, tmp_path: Path, small_run: RunDir
+) -> None:
+    before = read_history(small_run.history)
+    shutil.rmtree(tmp_path / "moved", ignore_errors=True)
+    moved = RunDir(copy_of_run.path.rename(tmp_path / "moved"))
+    retrain(moved, load_recipe("fast", epochs=5))
+    after = read_history(moved.history)
+    assert after[: len(before)] == before
+    assert [row["epoch"] for row in after] == [1, 2, 3, 4, 5]
+    assert not (moved.path / "superseded").exists()
+    assert read_plan(moved).cycles == (3, 5)
+    assert read_history(moved.history) == after
+    # Asked for again it is there already; fewer epochs than it has are another training.
+    key = read_plan(moved).key
+    retrain(moved, load_recipe("fast", epochs=5))
+    assert (read_plan(moved).key, read_history(moved.history)) == (key, after)
+    retrain(moved, load_recipe("fast", epochs=3))
+    assert (moved.path / "superseded" / key).exists()
+    assert read_plan(moved).cycles == (3,)
+    assert moved.best.read_bytes() == small_run.best.read_bytes()
+
+
+def test_more_epochs_before_any_training_are_a_single_cycle(initialised_run: RunDir) -> None:
+    initialise(initialised_run, load_recipe("fast", epochs=9))
+    assert read_plan(initialised_run).cycles == (9,)
 
 
 def test_a_set_aside_that_was_killed_goes_on(copy_of_run: RunDir, small_run: RunDir) -> None:

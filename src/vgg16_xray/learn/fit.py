@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,8 @@ def fit(
     last: Path,
     best: Path,
     history: Path,
+    cycles: Sequence[int] = (),
+    continues: Collection[str] = (),
 ) -> list[dict[str, float]]:
     """Fit the trainable part of a model; go on from `last` where an earlier call stopped.
 
@@ -91,6 +93,10 @@ def fit(
         last: Where the state is saved, every epoch and every minute.
         best: Where the model of the best epoch is saved.
         history: Where a row an epoch is written, CSV.
+        cycles: Epochs at which each cycle of the schedule ends, ascending, the last being `recipe.epochs`: a training
+            that was given more epochs after it had ended begins another cycle, as SGDR does (Loshchilov & Hutter 2017).
+            Empty: a single cycle.
+        continues: Keys of trainings that this one goes on from: the same with fewer cycles.
 
     Returns:
         The rows of the history.
@@ -105,15 +111,25 @@ def fit(
 
     settle_vector_math()
     _, trainable = split_at(model, recipe.train_from)
-    loop = _Loop(trainable, data, recipe, classes=len(labels), seed=seed, key=key, engine=engine, last=last)
+    loop = _Loop(
+        trainable,
+        data,
+        recipe,
+        classes=len(labels),
+        seed=seed,
+        key=key,
+        engine=engine,
+        last=last,
+        cycles=tuple(cycles) or (recipe.epochs,),
+    )
     if last.exists():
-        loop.resume()
+        loop.resume({key, *continues})
         if loop.history and not history.exists():
             _write_history(history, loop.history)
     else:
         _measure_standard(trainable, data, seed=seed, engine=engine)
     with torch.random.fork_rng(devices=[]):
-        while loop.epoch < recipe.epochs:
+        while not loop.is_over():
             row = loop.run_epoch()
             if loop.is_best(row):
                 config = ModelConfig(
@@ -153,13 +169,40 @@ def class_weights(targets: np.ndarray, *, classes: int, kind: str) -> np.ndarray
 
 
 def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
-    """Factor on the learning rates at a step, 0 to 1, after the recipe's schedule."""
+    """Factor on the learning rates at a step of a cycle of so many steps, 0 to 1, after the recipe's schedule."""
     if recipe.schedule == "constant":
         return 1.0
     warm = max(1, round(recipe.warmup * steps))
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def parameter_groups(trainable: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters that learn alike: a group a block of the base, first to last, and the head's.
+
+    Args:
+        trainable: What stands on the frozen part; the base's parameters begin with ``features.`` and their number.
+        recipe: ``head_rate``, ``base_rate``, ``rate_decay``, ``head_epochs`` and ``unfreeze``.
+
+    Returns:
+        Groups for an optimizer, each with ``rate``, the highest learning rate, and ``first_epoch``, counted from 0.
+    """
+    from vgg16_xray.learn.vgg16 import block_of
+
+    named: dict[int, list[torch.nn.Parameter]] = {}
+    for name, parameter in trainable.named_parameters():
+        named.setdefault(block_of(name), []).append(parameter)
+    blocks = sorted(named)
+    head = blocks[-1]
+    return [
+        {
+            "params": named[block],
+            "rate": recipe.head_rate if block == head else recipe.base_rate * recipe.rate_decay ** (head - 1 - block),
+            "first_epoch": 0 if block == head else recipe.head_epochs + recipe.unfreeze * (head - 1 - block),
+        }
+        for block in blocks
+    ]
 
 
 def probabilities(
@@ -243,6 +286,7 @@ class _Loop:
         key: str,
         engine: Engine,
         last: Path,
+        cycles: tuple[int, ...],
     ) -> None:
         import torch
 
@@ -252,18 +296,25 @@ class _Loop:
         self.history: list[dict[str, float]] = []
         self._sums = {"loss": 0.0, "correct": 0.0, "films": 0.0, "seconds": 0.0}
         self._steps = math.ceil(len(data.train) / recipe.batch)
-        base = [p for name, p in trainable.named_parameters() if name.startswith("features.")]
-        head = [p for name, p in trainable.named_parameters() if not name.startswith("features.")]
-        groups = [{"params": p, "rate": rate} for p, rate in ((base, recipe.base_rate), (head, recipe.head_rate)) if p]
+        self._cycles = cycles
+        #: Epochs, counted from 0, at which the cycles began. A cycle that was stopped early lets the next begin early.
+        self._began = [0]
+        groups = parameter_groups(trainable, recipe)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         # Keras' Adam has epsilon 1e-7 and torch's 1e-8: without effect at these rates.
         self.optimizer = kinds[recipe.optimizer](groups, lr=recipe.head_rate, weight_decay=recipe.weight_decay)
-        weights = class_weights(data.targets[data.train], classes=classes, kind=recipe.class_weights)
-        self._weights = torch.from_numpy(weights).float()
+        targets = data.targets[data.train]
+        self._weights = torch.from_numpy(class_weights(targets, classes=classes, kind=recipe.class_weights)).float()
+        drawn = class_weights(targets, classes=classes, kind=recipe.sampling)[targets]
+        self._drawn = None if recipe.sampling == "none" else drawn / drawn.sum()
         self._average = {name: p.detach().clone() for name, p in trainable.named_parameters()} if recipe.ema else {}
 
     def run_epoch(self) -> dict[str, float]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.data.train)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.data.train)
+        if self._drawn is not None:
+            order = rng.choice(self.data.train, size=len(self.data.train), p=self._drawn)
+        self._unfreeze()
         source = self.data.train_features(self.epoch)
         saved = time.monotonic()
         started = time.monotonic()
@@ -290,7 +341,7 @@ class _Loop:
             "train_accuracy": self._sums["correct"] / films,
             **measured,
             # Of the last step. The optimizer is not asked: one that resumes behind that step has set no rate yet.
-            "learning_rate": self.recipe.head_rate * self._rate_factor(self._steps - 1),
+            "learning_rate": self.recipe.head_rate * self._rate_factor(self._steps - 1),  # of the head
             "seconds": self._sums["seconds"] + time.monotonic() - started,
         }
         print(
@@ -308,7 +359,7 @@ class _Loop:
         total = self.epoch * self._steps + self.step
         torch.manual_seed(_step_seed(self.seed, total))
         for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * self._rate_factor(self.step)
+            group["lr"] = group["rate"] * self._rate_factor(self.step, since=group["first_epoch"])
         targets = torch.from_numpy(self.data.targets[rows])
         smoothing = self.recipe.label_smoothing
         share, other = 1.0, targets
@@ -338,8 +389,21 @@ class _Loop:
         self._sums["correct"] += float(correct)
         self._sums["films"] += len(rows)
 
-    def _rate_factor(self, step: int) -> float:
-        return rate_factor(self.recipe, self.epoch * self._steps + step, self.recipe.epochs * self._steps)
+    def _unfreeze(self) -> None:
+        """Let learn what this epoch trains; what rests costs no backward pass, and AdamW does not let it decay."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(self.epoch >= group["first_epoch"])
+
+    def _rate_factor(self, step: int, since: int = 0) -> float:
+        """Factor on a rate in a step of this epoch; parameters that learn since an epoch warm up from there."""
+        began, ends = self._began[-1], self._cycles[len(self._began) - 1]
+        steps = (ends - began) * self._steps
+        factor = rate_factor(self.recipe, (self.epoch - began) * self._steps + step, steps)
+        if self.recipe.schedule == "constant" or since <= began:
+            return factor
+        warm = max(1, round(self.recipe.warmup * steps))
+        return factor * min(1.0, ((self.epoch - since) * self._steps + step + 1) / warm)
 
     def _validate(self) -> dict[str, float]:
         from sklearn.metrics import f1_score, log_loss
@@ -378,6 +442,25 @@ class _Loop:
         self.epoch, self.step = self.epoch + 1, 0
         self._sums = dict.fromkeys(self._sums, 0.0)
         self.save()
+        if self._cycle_is_over() and self.epoch < self._cycles[len(self._began) - 1]:
+            print(f"stopped: validation {self.recipe.select} has not risen for {self.recipe.patience} epochs")
+
+    def is_over(self) -> bool:
+        """Whether the last cycle is; a cycle that is over lets the next begin."""
+        while self._cycle_is_over():
+            if len(self._began) == len(self._cycles):
+                return True
+            self._began.append(self.epoch)
+        return False
+
+    def _cycle_is_over(self) -> bool:
+        if self.epoch >= self._cycles[len(self._began) - 1]:
+            return True
+        values = [row[f"validation_{self.recipe.select}"] for row in self.history]
+        # Patience begins anew with each cycle, and not before every block of the base learns.
+        first = max(self._began[-1], *(int(group["first_epoch"]) for group in self.optimizer.param_groups))
+        waited = len(values) - max(first, 1 + int(np.argmax(values))) if values else 0
+        return 0 < self.recipe.patience <= waited
 
     def save(self) -> None:
         tensors: dict[str, torch.Tensor] = {
@@ -391,13 +474,14 @@ class _Loop:
             "epoch": self.epoch,
             "step": self.step,
             "sums": self._sums,
+            "began": self._began,
             "history": self.history,
         }
         save_tensors(self.last, tensors, header)
 
-    def resume(self) -> None:
+    def resume(self, keys: Collection[str]) -> None:
         tensors, header = load_tensors(self.last)
-        if header.get("key") != self.key:
+        if header.get("key") not in keys:
             raise UserError(f"{self.last}: must belong to this training, found the state of another")
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in tensors.items():
@@ -411,12 +495,8 @@ class _Loop:
             state.setdefault(int(number), {})[rest] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         self.epoch, self.step = header["epoch"], header["step"]
-        self._sums, self.history = header["sums"], header["history"]
-        print(
-            f"resumed at epoch {self.epoch + 1}, step {self.step}"
-            if self.epoch < self.recipe.epochs
-            else "trained already"
-        )
+        self._sums, self.history, self._began = header["sums"], header["history"], header["began"]
+        print("trained already" if self.is_over() else f"resumed at epoch {self.epoch + 1}, step {self.step}")
 
 
 class _Swap:

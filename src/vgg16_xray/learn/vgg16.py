@@ -6,6 +6,7 @@ trainable rest. Both share their layers with the whole, so a trained rest is a t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -110,6 +111,12 @@ def cut_of(train_from: str) -> int:
     if train_from not in CUTS:
         raise UserError(f"train_from: must be one of {', '.join(CUTS)}, found '{train_from}'")
     return CUTS[train_from]
+
+
+def block_of(parameter: str) -> int:
+    """Number of the block, 1 to 5, that a parameter such as ``features.24.weight`` is in; 6 for the head's."""
+    part, _, rest = parameter.partition(".")
+    return bisect_right(BLOCKS, int(rest.partition(".")[0])) if part == "features" else len(BLOCKS)
 
 
 def split_at(model: VGG16, train_from: str) -> tuple[nn.Sequential, Trainable]:

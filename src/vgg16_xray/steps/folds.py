@@ -142,7 +142,7 @@ def _derive(run: RunDir, into: RunDir, manifest: pd.DataFrame, *, seed: int, wor
         "run": {name: config["run"][name] for name in ("seed", "size")},
         "data": config["data"] | {"fingerprint": fingerprint(manifest), "split": words},
         "recipe": config["recipe"],
-        "training": {"seed": seed},
+        "training": config["training"] | {"seed": seed},
         "weights": config["weights"],
         "engine": config["engine"],
     }

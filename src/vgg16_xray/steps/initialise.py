@@ -5,9 +5,10 @@ Reads ``run.toml``. Leaves the recipe, the weights' origin and the engine there,
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,14 @@ from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_json
 from vgg16_xray.films.decode import SIZE
 from vgg16_xray.learn.engines import Engine, choose, machine_in_words, processor_features
-from vgg16_xray.rundir import RunDir, key_of, read_config, update_config
+from vgg16_xray.rundir import FoldsDir, RunDir, key_of, read_config, update_config
 
 if TYPE_CHECKING:
     from vgg16_xray.learn.vgg16 import VGG16, Layer
 
 STEP = "initialise"
 #: Raised when the same recipe on the same films would give another model than before.
-TRAINING_VERSION = 2
-#: The same of trainings on pooled features, since they are pooled before they are rounded and not after, and of those
-#: on stored views, since views are made of all films.
-TRAINING_VERSION_POOLED_OR_VIEWS = 3
+TRAINING_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ def initialise(
     )
     decided: dict[str, dict[str, Any]] = {
         "recipe": recipe.as_dict(),
-        "training": {"seed": seed},
+        "training": {"seed": seed, "cycles": [recipe.epochs]},
         "weights": {
             "origin": base.origin,
             "sha256": base.sha256,
@@ -103,6 +101,7 @@ def initialise(
         if recorded and recorded["name"] == chosen.name
         else {"name": chosen.name, "reason": chosen.reason},
     }
+    decided["training"]["cycles"] = list(_cycles(run, config, _plan(run, config | decided)))
     if resume:
         refuse_to_resume(run, _plan(run, config | decided))
     key = key_of(recipe.as_dict(), base.sha256, chosen.name, seed, labels)
@@ -175,22 +174,30 @@ class Plan:
     weights_sha256: str
     engine: Engine
     fingerprint: str
+    #: Epochs at which the cycles of the schedule end; more than one where a training was given more epochs later.
+    cycles: tuple[int, ...]
 
     @property
     def key(self) -> str:
         """Tells everything that a trained model depends on."""
-        from vgg16_xray.learn.vgg16 import is_pooled
-
-        other = is_pooled(self.recipe.train_from, self.recipe.head) or self.recipe.augmentation.views
         return key_of(
-            TRAINING_VERSION_POOLED_OR_VIEWS if other else TRAINING_VERSION,
+            TRAINING_VERSION,
             self.labels,
             self.recipe.as_dict(),
+            self.cycles,
             self.seed,
             self.size,
             self.weights_sha256,
             self.engine.name,
             self.fingerprint,
+        )
+
+    @property
+    def continues(self) -> tuple[str, ...]:
+        """Keys of the trainings that this one goes on from: the same with fewer cycles."""
+        return tuple(
+            replace(self, recipe=replace(self.recipe, epochs=end), cycles=self.cycles[:number]).key
+            for number, end in enumerate(self.cycles[:-1], start=1)
         )
 
 
@@ -214,12 +221,34 @@ def refuse_to_resume(run: RunDir, plan: Plan) -> None:
 
     if not run.last.exists():
         raise UserError(f"{run.path}: --resume needs a training that was interrupted, found none")
-    if load_header(run.last).get("key") != plan.key:
+    if load_header(run.last).get("key") not in {plan.key, *plan.continues}:
         raise UserError(
             f"{run.path}: --resume needs an interrupted training of the same data, recipe, weights, seed and engine, "
             "found one of others",
             hint="without --resume a new training begins and the old one is set aside",
         )
+
+
+def _cycles(run: RunDir, config: Mapping[str, Any], wanted: Plan) -> tuple[int, ...]:
+    """Cycles of a training: those of the one that was begun here, where it differs in nothing but fewer epochs."""
+    from vgg16_xray.learn.checkpoint import load_header
+
+    try:
+        before = _plan(run, config)
+    except UserError:
+        return wanted.cycles
+    if (
+        replace(before, recipe=replace(before.recipe, epochs=wanted.recipe.epochs), cycles=wanted.cycles).key
+        != wanted.key
+    ):
+        return wanted.cycles
+    if before.cycles[-1] == wanted.cycles[-1]:
+        return before.cycles
+    begun = FoldsDir(run.path).begun()
+    if run.last.exists():
+        with contextlib.suppress(UserError):  # what is damaged is refused by the step that reads it
+            begun |= load_header(run.last).get("key") in {before.key, *before.continues}
+    return (*before.cycles, *wanted.cycles) if begun and before.cycles[-1] < wanted.cycles[-1] else wanted.cycles
 
 
 def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
@@ -233,6 +262,7 @@ def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
             weights_sha256=config["weights"]["sha256"],
             engine=choose_engine("auto", recorded=config["engine"]),
             fingerprint=config["data"]["fingerprint"],
+            cycles=tuple(config["training"]["cycles"]),
         )
     except KeyError as error:
         raise UserError(f"{run.config}: must have the value {error}, found none") from error

@@ -96,6 +96,8 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
         last=run.last,
         best=run.best,
         history=run.history,
+        cycles=plan.cycles,
+        continues=plan.continues,
     )
     # The epochs of interrupted calls count: each row of the history knows how long its epoch took.
     run.stamp(STEP, plan.key, seconds=before_fitting + sum(row["seconds"] for row in history))
@@ -252,7 +254,7 @@ def _set_others_aside(run: RunDir, plan: Plan) -> None:
             error.message,
             hint=f"delete or move it, and 'vgg16-xray train {run.path}' begins anew; the features are kept",
         ) from error
-    if header.get("key") == plan.key and (run.best.exists() or not header.get("history")):
+    if header.get("key") in {plan.key, *plan.continues} and (run.best.exists() or not header.get("history")):
         return
     # The state goes last: a move that is interrupted is found again by it, and goes on.
     files = [run.history, run.best, run.validation, run.test, run.predictions, run.last]
