@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +145,20 @@ def test_a_shard_is_found_by_its_number_and_checksum(tmp_path):
     assert [(number, checksum) for number, checksum, _ in store.shards()] == [(3, 0xFFFFFFFF), (12, 0xABC)]
     assert CacheDir(tmp_path).stores() == [store]
     assert len(CacheDir(tmp_path).leaving()) == 1
+
+
+def test_what_a_kill_left_half_written_is_swept_when_the_run_is_held_again(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    finished, of_another = run.best, tmp_path / "folds" / "1" / ".model.1-aa.tmp"
+    left = [
+        run.best.with_name(".model.safetensors.1-e3.tmp"),
+        run.last.with_name(".tmpXyZ12"),
+        tmp_path / ".a.csv.2-b.tmp",
+    ]
+    for file in [finished, of_another, *left]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    with run.alone():
+        assert not any(file.exists() for file in left)
+    assert finished.exists()
+    assert of_another.exists(), "another process may be writing it"

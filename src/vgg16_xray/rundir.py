@@ -6,6 +6,7 @@ there, so that a second run does only what is missing or changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -174,7 +175,18 @@ class RunDir:
                     raise UserError(
                         f"{self.path}: must be written by one process at a time, found another at work"
                     ) from error
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove what a kill left half-written: `files.whole_file` names it so, and safetensors `.tmp` and letters.
+
+        Folds and other seeds are runs of their own, perhaps at work now, and are swept when they are held.
+        """
+        for folder in (self.path, self.figures, self.best.parent, self.last.parent):
+            for left in folder.glob(".*tmp*"):
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
 
 @dataclass(frozen=True)
