@@ -297,7 +297,7 @@ def compare(
         Path | None, typer.Option("--out", help="Folder for comparison.html and comparison.json too.")
     ] = None,
 ) -> None:
-    """Runs side by side, paired on the test films that they share: which difference is real.
+    """Runs, of folds too, side by side on the films that none had seen: which difference is real.
 
     Example: vgg16-xray compare runs/notebook runs/default --out runs/compared
     """

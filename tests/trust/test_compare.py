@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss as sk_log_loss
 
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_json, write_text
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import FoldsDir, RunDir, key_of
 from vgg16_xray.trust.compare import BETTER, NOT_SHOWN, WORSE, compare, fewest_differing, holm, mcnemar
 from vgg16_xray.trust.intervals import bootstrap_weights
 
@@ -134,7 +134,7 @@ def test_a_run_differs_from_its_copy_by_exactly_nothing(tmp_path):
     said = answers()
     found = compare([make_run(tmp_path / "a", said=said), make_run(tmp_path / "b", said=said)], replicates=200)
     for entry in entries(found):
-        assert (entry["difference"], entry["low"], entry["high"], entry["p"]) == (0, 0, 0, 1)
+        assert (entry["difference"], entry["low"], entry["high"], entry["p"]) == (0, None, None, 1)
         assert (entry["verdict"], entry["why"]) == (NOT_SHOWN, "")
     assert accuracy(found)["mcnemar"] == {"only_first": 0, "only_this": 0, "p": 1, "p_holm": 1}
 
@@ -410,3 +410,137 @@ def test_damaged_predictions_are_refused_with_their_name(tmp_path, change, messa
     with pytest.raises(UserError, match=message) as error:
         compare([first, second])
     assert str(error.value).startswith(str(second.predictions))
+
+
+# -- folds
+
+
+def make_folds(path, *, said, folds=3, fold_of=None, **options):
+    """A run whose folds are done: film i is in fold i % K + 1, and every film was predicted by its fold's model."""
+    run, n = make_run(path, said=said, split="train", tested=False, **options), len(said)
+    fold_of = [i % folds + 1 for i in range(n)] if fold_of is None else list(fold_of)
+    manifest = pd.read_parquet(run.manifest)
+    of_folds = FoldsDir(path)
+    table = pd.read_csv(run.predictions).assign(split="test", fold=fold_of)
+    write_text(of_folds.table, table.to_csv(index=False, lineterminator="\n"))
+    run.predictions.unlink()
+    run.test.unlink()
+    write_json(
+        of_folds.numbers,
+        {
+            "folds": folds,
+            "films": {"fingerprint": key_of(list(manifest["pixels_sha256"]), list(manifest["label"]), fold_of)},
+            "pooled": {"labels": list(options.get("labels", LABELS))},
+            "each": [{"fold": k + 1, "checkpoint_sha256": f"{path.name}{k}"} for k in range(folds)],
+        },
+    )
+    of_folds.fold(1).path.mkdir(parents=True)
+    write_text(of_folds.fold(1).config, '[run]\nseed = 7\n\n[recipe]\nname = "default"\ntrain_from = "block5"\n')
+    run.stamp("folds", "0", seconds=0)
+    return run
+
+
+def test_two_runs_of_folds_are_paired_on_all_films(tmp_path):
+    first, second = (
+        make_folds(tmp_path / "a", said=answers(right=0.7)),
+        make_folds(tmp_path / "b", said=answers(seed=1)),
+    )
+    found = compare([first, second], replicates=100)
+    assert (found["films"]["paired"], found["films"]["left_out"]) == (FILMS, [])
+    assert [(run["folds"], run["films"], run["recipe"]) for run in found["runs"]] == [(3, FILMS, "default")] * 2
+    assert found["runs"][1]["checkpoints"] == ["b0", "b1", "b2"]
+    truth = np.arange(FILMS) % len(LABELS)
+    right = [(said.argmax(axis=1) == truth).mean() for said in (answers(right=0.7), answers(seed=1))]
+    assert accuracy(found)["difference"] == pytest.approx(right[1] - right[0])
+    assert any("was predicted by the fold's model that never saw it" in note for note in found["notes"])
+    assert not any("not trained on the same films" in note for note in found["notes"])
+
+
+def test_folds_and_a_single_run_are_paired_on_the_single_runs_test_films(tmp_path):
+    split = np.where(np.arange(FILMS) < 150, "train", np.where(np.arange(FILMS) < 180, "validation", "test"))
+    folds = make_folds(tmp_path / "f", said=answers())
+    single = make_run(tmp_path / "s", said=answers(seed=1), split=split)
+    for runs in ([folds, single], [single, folds]):
+        found = compare(runs, replicates=50)
+        assert found["films"]["paired"] == FILMS - 180
+        assert [(e["reason"], e["leak"], e["films"]) for e in found["films"]["left_out"]] == [
+            ("training films of s", False, 150),
+            ("validation films of s", False, 30),
+        ]
+        assert any("not trained on the same films" in note for note in found["notes"])
+
+
+def test_a_film_whose_patient_another_fold_taught_the_model_is_left_out(tmp_path):
+    """The single run knows that films 0 and 1 are of one patient; the folds have them in folds 1 and 2 of 4."""
+    groups = [film(i)[:16] for i in range(FILMS)]
+    folds = make_folds(tmp_path / "f", said=answers(), folds=4)
+    single = make_run(tmp_path / "s", said=answers(), groups=[groups[0], groups[0], *groups[2:]])
+    found = compare([folds, single], replicates=20)
+    assert found["films"]["paired"] == FILMS - 2
+    # Fold 2 chose the epoch of fold 1's model, and fold 1 trained fold 2's.
+    assert [(e["reason"], e["leak"], e["films"]) for e in found["films"]["left_out"]] == [
+        ("of a patient (or group) with training films of f", True, 1),
+        ("of a patient (or group) with validation films of f", False, 1),
+    ]
+
+
+def test_other_folds_are_other_training_films_and_only_they(tmp_path):
+    a = make_folds(tmp_path / "a", said=answers())
+    renamed = make_folds(tmp_path / "b", said=answers(), fold_of=[(i + 1) % 3 + 1 for i in range(FILMS)])
+    other = make_folds(tmp_path / "c", said=answers(), fold_of=[i // 80 + 1 for i in range(FILMS)])
+    said = [
+        any("not trained on the same" in n for n in compare([a, b], replicates=5)["notes"]) for b in (renamed, other)
+    ]
+    assert said == [False, True]
+
+
+def test_folds_of_other_films_or_unfinished_ones_are_refused(tmp_path):
+    a, b = make_folds(tmp_path / "a", said=answers()), make_folds(tmp_path / "b", said=answers())
+    manifest = pd.read_parquet(b.manifest)
+    manifest.assign(pixels_sha256=manifest["pixels_sha256"].iloc[::-1].to_list()).to_parquet(b.manifest)
+    with pytest.raises(UserError, match=r"b/folds\.csv: must hold the films of manifest\.parquet .* with --folds 3$"):
+        compare([a, b])
+    b.unstamp("folds")
+    FoldsDir(b.path).fold(1).last.parent.mkdir(parents=True)
+    FoldsDir(b.path).fold(1).last.touch()
+    with pytest.raises(UserError, match="all folds must be finished first, found some that are not"):
+        compare([a, b])
+
+
+# -- the exchange test
+
+
+def test_one_film_among_eight_against_the_run_shows_no_f1(tmp_path):
+    """The bootstrap alone calls it better; McNemar's test of the same films does not, and neither may F1 be."""
+    a = make_run(tmp_path / "a", said=with_errors(perfect(), np.arange(0, 21, 3)))
+    b = make_run(tmp_path / "b", said=with_errors(perfect(), [30]))
+    found = compare([a, b], replicates=1000)["comparisons"][0]
+    for entry in (
+        found["overall"]["macro_f1"],
+        found["overall"]["balanced_accuracy"],
+        found["per_class"]["COVID"]["f1"],
+    ):
+        assert entry["low"] > 0
+        assert entry["differing"] == 8
+        assert entry["exchange"] == {"groups": 8, "p": 18 / 2**8, "p_holm": 18 / 2**8}
+        assert (entry["verdict"], entry["why"]) == (NOT_SHOWN, "exchange test p = 0.07")
+    assert found["overall"]["accuracy"]["mcnemar"]["p"] == mcnemar(7, 1) == 18 / 2**8
+
+
+def test_the_drawn_exchanges_agree_with_all_of_them(tmp_path):
+    a = make_run(tmp_path / "a", said=with_errors(perfect(), np.arange(0, 30, 3)))
+    b = make_run(tmp_path / "b", said=with_errors(perfect(), [31, 34]))
+    drawn, all_ = (
+        compare([a, b], replicates=n)["comparisons"][0]["overall"]["macro_f1"]["exchange"]["p"] for n in (4000, 4096)
+    )
+    assert drawn == pytest.approx(all_, abs=0.01)
+    assert drawn != all_
+
+
+def test_answers_of_a_patient_are_exchanged_together(tmp_path):
+    groups = [film(i // 20)[:16] for i in range(FILMS)]
+    good, bad = perfect(), with_errors(perfect(), np.arange(20))
+    runs = [make_run(tmp_path / name, said=said, groups=groups) for name, said in (("a", bad), ("b", good))]
+    entry = compare(runs, replicates=200)["comparisons"][0]["overall"]["macro_f1"]
+    assert entry["exchange"] == {"groups": 1, "p": 1, "p_holm": 1}
+    assert entry["verdict"] == NOT_SHOWN

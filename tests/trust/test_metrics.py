@@ -239,14 +239,31 @@ def test_nothing_is_left_out_when_every_replicate_has_every_class():
         "level": 0.95,
         "seed": 1234,
         "left_out": {"overall": {}, "per_class": {}},
+        "exact": {"overall": {}, "per_class": {}},
+        "none": {"overall": {}, "per_class": {}},
     }
 
 
-def test_single_group_gives_bounds_that_show_no_spread():
+def test_single_group_shows_no_spread_and_has_no_interval():
     result = measured(*drawn_films(50, 3), groups=["hospital"] * 50, replicates=20)
     assert result["groups"] == 1
     for figure in result["overall"].values():
-        assert figure["low"] == figure["high"] == pytest.approx(figure["value"], rel=1e-12)
+        assert figure["value"] is not None
+        assert figure["low"] is figure["high"] is None
+    assert result["intervals"]["none"]["overall"] == dict.fromkeys(OVERALL, "no spread over the replicates")
+
+
+def test_a_share_without_spread_has_the_exact_interval_with_a_group_as_a_trial():
+    truth = np.array([0, 1] * 20)
+    said = np.where(truth[:, None] == [0, 1], 0.9, 0.1)
+    result = measured(truth, said, labels=LABELS[:2], groups=[f"{i // 4}" for i in range(40)], replicates=20)
+    # All of n: the lower bound is (alpha / 2) ** (1 / n), by the definition of Clopper and Pearson.
+    for figure in (result["overall"]["accuracy"], result["per_class"][LABELS[0]]["sensitivity"]):
+        assert (figure["low"], figure["high"]) == (pytest.approx(0.025 ** (1 / 10)), 1)
+    intervals = result["intervals"]
+    assert "Clopper and Pearson, 10 groups" in intervals["exact"]["overall"]["accuracy"]
+    assert intervals["none"]["overall"]["macro_f1"] == "no spread over the replicates"
+    assert result["overall"]["macro_f1"] == {"value": 1, "low": None, "high": None}
 
 
 def test_result_is_json_of_the_promised_shape():

@@ -37,7 +37,7 @@ def say_compared(found: Mapping[str, Any]) -> None:
 
     out = console()
     films = found["films"]
-    out.print(f"compare: {_paired_words(films)}")
+    out.print(f"compare: {_paired_words(found)}")
     for entry in films["left_out"]:
         out.print(f"left out{' (leak)' if entry['leak'] else ''}: {_left_out_words(entry)}")
     level = _percents(found["intervals"]["level"])
@@ -99,7 +99,7 @@ def write_comparison(found: Mapping[str, Any], out: ComparisonDir) -> Path:
             }
             for run, comparison in zip(found["runs"][1:], found["comparisons"], strict=True)
         ],
-        paired=_paired_words(found["films"]),
+        paired=_paired_words(found),
         left_out=[(entry["leak"], _left_out_words(entry)) for entry in found["films"]["left_out"]],
         overall_names={name: OVERALL_NAMES[name] for name in FIGURES},
         level=_percents(found["intervals"]["level"]),
@@ -259,11 +259,17 @@ def _percents(level: float) -> str:
     return f"{100 * level:g} %"
 
 
-def _paired_words(films: Mapping[str, Any]) -> str:
+def _paired_words(found: Mapping[str, Any]) -> str:
+    """How many films, which, and how many not."""
+    films = found["films"]
     left_out = sum(entry["films"] for entry in films["left_out"])
+    single = [run["name"] for run in found["runs"] if not run["folds"]]
+    of_folds = [f"{run['name']} ({run['folds']} folds)" for run in found["runs"] if run["folds"]]
+    which = f"; test films of {', '.join(single)}" if single and of_folds else ""
+    which += f"; each predicted by a model that never saw it in {', '.join(of_folds)}" if of_folds else ""
     return (
-        f"{films['paired']:,} test films in {films['groups']:,} groups are paired by their pixels, "
-        f"{f'{left_out:,} are left out' if left_out else 'none is left out'}"
+        f"{films['paired']:,} {'films' if of_folds else 'test films'} in {films['groups']:,} groups are paired by "
+        f"their pixels{which}{';' if which else ','} {f'{left_out:,} are left out' if left_out else 'none is left out'}"
     )
 
 

@@ -1,9 +1,10 @@
-"""Which difference between runs is real: two or more runs on the same test films.
+"""Which difference between runs is real: two or more runs on the same films.
 
 Films are paired by what they show, the hash of their pixels; names, folders and the order of rows may differ. Only
-films that are test films of every run count, each once, however many copies of it a run has. A film that one of the
-runs was trained on, or chosen by, flatters that run and is left out; so is a film of a patient (of a group, in any of
-the runs) with such films.
+films count that every run predicted without having seen them, each once, however many copies of it a run has: the test
+films of a run with a single split, and all films of a run of folds, each predicted by the model that never saw it. A
+film that the model which predicts it was trained on, or chosen by, flatters that run and is left out; so is a film of a
+patient (of a group, in any of the runs) with such films.
 
 Every run is measured on the same bootstrap replicates of the paired films, drawn by group, so that what is hard for all
 runs cancels out in their difference. The first run is what the others are compared with.
@@ -15,6 +16,10 @@ A difference is called "better" or "worse" where all of this holds, and "no diff
   exact test could not find anything either, and a bootstrap is too sure of itself;
 - for shares of films (accuracy, sensitivity): the exact test of McNemar (*Psychometrika* 12, 1947) on the films that
   one run alone names rightly finds it too. It takes films for independent, which films of one patient are not;
+- for the other figures of answers (balanced accuracy, F1, macro F1): an exchange test finds it too. If the runs were
+  equally good, it would not matter which of two answers came from which; so the answers of whole groups are exchanged,
+  in every way or in as many drawn ones as there are replicates, and p is the share that differs as much (Noreen,
+  *Computer-Intensive Methods for Testing Hypotheses*, 1989; for F1: Yeh, COLING 2000);
 - with more than two runs: the p-values hold after the correction of Holm (*Scandinavian Journal of Statistics* 6, 1979)
   for as many comparisons as there are.
 """
@@ -22,7 +27,7 @@ A difference is called "better" or "worse" where all of this holds, and "no diff
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +38,10 @@ from numpy.typing import NDArray
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json
-from vgg16_xray.films.split import TEST, TRAIN, VALIDATION, group_films
-from vgg16_xray.rundir import RunDir, read_config
-from vgg16_xray.trust.metrics import OVERALL, PER_CLASS, Replicated, replicated, with_intervals
+from vgg16_xray.films.split import TEST, TRAIN, VALIDATION, group_films, sides_of_fold
+from vgg16_xray.rundir import FoldsDir, RunDir, key_of, read_config
+from vgg16_xray.trust.intervals import CHUNK_WEIGHTS
+from vgg16_xray.trust.metrics import OVERALL, PER_CLASS, Replicated, answer_figures, replicated, with_intervals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +51,12 @@ CLASS_FIGURES = ("sensitivity", "f1")
 #: Of these, less is better.
 LESS_IS_BETTER = frozenset({"log_loss"})
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
+#: Tests beside the bootstrap, and what they are called.
+EXACT_TESTS = {"mcnemar": "McNemar", "exchange": "exchange test"}
+#: Step whose stamp says that the folds of a run are finished.
+FOLDS_STEP = "folds"
+#: Exchanged answers whose difference is so close to the one found are as far apart.
+ROUNDING = 1e-12
 
 #: Fewest films that are compared: below that not even a run that is right twice as often could be told apart.
 FEWEST_FILMS = 20
@@ -56,10 +68,10 @@ HALF_A_UNIT = 0.5 * 10.0**-DECIMALS
 
 
 def compare(runs: Sequence[RunDir], *, replicates: int = 2000, seed: int = 1234, level: float = 0.95) -> dict[str, Any]:
-    """Compare runs with the first of them, on the test films that they have in common.
+    """Compare runs with the first of them, on the films that all of them predicted unseen.
 
     Args:
-        runs: Two or more runs whose step 6 is done; all different.
+        runs: Two or more runs whose step 6, or whose folds, are done; all different. Of a run that has both, the folds.
         replicates: Bootstrap replicates, at least 1.
         seed: Seed of the bootstrap.
         level: Confidence level of the intervals, above 0 and below 1; 1 - `level` is what p-values are held against.
@@ -70,16 +82,20 @@ def compare(runs: Sequence[RunDir], *, replicates: int = 2000, seed: int = 1234,
         - ``research_use_only``; ``labels``: the classes, in the order of the first run.
         - ``films``: ``paired``, their ``groups``, how many of these hold several films (``groups_of_several``), films
           of each class (``support``), and ``left_out``: a list of ``{"reason", "leak", "films", "first"}``; each film
-          that is a test film of some run and was not paired stands under one reason.
-        - ``runs``: for each its ``name``, ``path``, ``recipe``, ``train_from``, ``seed``, ``test_films`` (different
+          that some run predicted unseen and that was not paired stands under one reason. A leak is a test film of
+          a run with a single split on which another model was trained.
+        - ``runs``: for each its ``name``, ``path``, ``recipe``, ``train_from``, ``seed``, ``folds`` (how many; None
+          for a single split), ``checkpoints`` (SHA-256 of its models), ``films`` that it predicted unseen (different
           pictures), ``copies``, and on the paired films ``overall`` and ``per_class`` figures ``{"value", "low",
           "high"}``, see :func:`vgg16_xray.trust.metrics.evaluate`.
         - ``comparisons``: for each run but the first ``run``, ``against``, ``overall`` and ``per_class``: for each
           figure the ``difference`` (this run less the first) with ``low`` and ``high``, ``p`` (bootstrap, two-sided)
           and ``p_holm``, the ``replicates_left_out`` that do not define it, ``differing`` (films on which the answers
           differ; None where a figure is of probabilities), ``mcnemar`` (``only_first``, ``only_this``: films that one
-          run alone names rightly; ``p``, ``p_holm``) for shares of films, else None, ``verdict`` and ``why``: what else
-          speaks against a difference whose interval does not hold 0.
+          run alone names rightly; ``p``, ``p_holm``) for shares of films, ``exchange`` (``groups`` whose answers
+          differ; ``p``, ``p_holm``) for the other figures of answers, each else None, ``verdict`` and ``why``: what
+          else speaks against a difference whose interval does not hold 0. A difference that no replicate moves has
+          no interval.
         - ``intervals``: ``method``, ``replicates``, ``level``, ``seed``, ``comparisons``.
         - ``notes``: sentences on what these figures do not say.
 
@@ -106,7 +122,7 @@ def compare(runs: Sequence[RunDir], *, replicates: int = 2000, seed: int = 1234,
     ]
     answers = [probabilities.argmax(axis=1) for probabilities in paired.probabilities]
     compared = [
-        _Comparison(found[0], figures, paired.truth, answers[0], answer, level).figures()
+        _Comparison(found[0], figures, paired, answers[0], answer, level, replicates, seed).figures()
         for figures, answer in zip(found[1:], answers[1:], strict=True)
     ]
     for class_, name in compared[0]:
@@ -188,8 +204,16 @@ class _Tested:
     name: str
     about: dict[str, Any]
     labels: tuple[str, ...]
-    films: pd.DataFrame  # pixels_sha256, label, split, group, shown
+    folds: int | None
+    #: pixels_sha256, label, group, shown, and place: the side of the single split, or the fold.
+    films: pd.DataFrame
     probabilities: NDArray[np.float64]  # (N, K), in the order of the first run's labels
+
+    def sides(self, places: Collection[Any], *, of: Any) -> set[str]:
+        """On which sides films at these places stand for the model that predicts the film at the place `of`."""
+        if self.folds is None or of is None:
+            return set(places) if self.folds is None else set()
+        return set(sides_of_fold(list(places), number=of, folds=self.folds))
 
 
 def _read_all(runs: Sequence[RunDir]) -> list[_Tested]:
@@ -212,11 +236,12 @@ def _read_all(runs: Sequence[RunDir]) -> list[_Tested]:
 def _read(run: RunDir, name: str, *, like: _Tested | None) -> _Tested:
     import pandas as pd
 
-    run.require_step("test", made_by="test")
-    measured = read_json(run.require(run.test, made_by="test"))
-    labels = measured.get("labels") if isinstance(measured, dict) else None
+    measured, of_folds = _measured(run)
+    figures = measured["pooled"] if of_folds else measured
+    file = FoldsDir(run.path).numbers if of_folds else run.test
+    labels = figures.get("labels") if isinstance(figures, dict) else None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or len(labels) < 2:
-        raise UserError(f"{run.test}: must name the classes under 'labels', found {labels}")
+        raise UserError(f"{file}: must name the classes under 'labels', found {labels}")
     if like is not None:
         if set(labels) != set(like.labels):
             raise UserError(
@@ -232,16 +257,25 @@ def _read(run: RunDir, name: str, *, like: _Tested | None) -> _Tested:
         raise
     except Exception as error:
         raise UserError(f"{run.manifest}: must be a whole Parquet table, found {error}") from error
-    said = _predictions(run, labels)
-    keys = ["path", "collection", "label", "split"]
-    if len(said) != len(films) or any(list(said[key]) != list(films[key]) for key in keys):
+    said_in = FoldsDir(run.path).table if of_folds else run.predictions
+    said = _predictions(run.require(said_in, made_by="test"), labels, of_folds=of_folds)
+    keys = ["path", "collection", "label"] if of_folds else ["path", "collection", "label", "split"]
+    others = len(said) != len(films) or any(list(said[key]) != list(films[key]) for key in keys)
+    if of_folds and not others:
+        # The films of which names stayed and pixels did not, and folds that were dealt anew.
+        dealt = key_of(list(films["pixels_sha256"]), list(films["label"]), said["fold"].tolist())
+        others = dealt != measured["films"]["fingerprint"]
+    if others:
+        again = f"run again with --folds {measured['folds']}" if of_folds else f"run: vgg16-xray test {run.path}"
         raise UserError(
-            f"{run.predictions}: must hold the films of {run.manifest.name} in their order, found others",
-            hint=f"delete it and run: vgg16-xray test {run.path}",
+            f"{said_in}: must hold the films of {run.manifest.name} in their order, found others",
+            hint=f"delete it and {again}",
         )
-    films = films.assign(shown=films["collection"] + "/" + films["path"])
-    hashes = films.loc[films["split"] == TEST, "pixels_sha256"]
-    config = read_config(run)
+    place = said["fold"] if of_folds else films["split"]
+    films = films.assign(shown=films["collection"] + "/" + films["path"], place=list(place))
+    hashes = films["pixels_sha256"] if of_folds else films.loc[films["split"] == TEST, "pixels_sha256"]
+    # What the run is told to do next may be another recipe than that of the folds.
+    config = read_config(FoldsDir(run.path).fold(1) if of_folds else run)
     recipe = config.get("recipe", {})
     about = {
         "name": name,
@@ -249,18 +283,52 @@ def _read(run: RunDir, name: str, *, like: _Tested | None) -> _Tested:
         "recipe": str(recipe.get("name", "")),
         "train_from": str(recipe.get("train_from", "")),
         "seed": config.get("run", {}).get("seed"),
-        "test_films": int(hashes.nunique()),
+        "folds": measured["folds"] if of_folds else None,
+        "checkpoints": _checkpoints(measured),
+        "films": int(hashes.nunique()),
         "copies": int(hashes.duplicated().sum()),
     }
-    return _Tested(name, about, tuple(labels), films, _probabilities(run, said, labels))
+    return _Tested(name, about, tuple(labels), about["folds"], films, _probabilities(said_in, said, labels))
 
 
-def _predictions(run: RunDir, labels: Sequence[str]) -> pd.DataFrame:
+def checkpoints(run: RunDir) -> list[str]:
+    """SHA-256 of the models by which :func:`compare` knows a run: that of its test, or those of its folds.
+
+    Raises:
+        UserError: The run has neither.
+    """
+    return _checkpoints(_measured(run)[0])
+
+
+def _checkpoints(measured: Mapping[str, Any]) -> list[str]:
+    models = measured.get("each", [measured])
+    return [str(model.get("checkpoint_sha256", "")) for model in models]
+
+
+def _measured(run: RunDir) -> tuple[dict[str, Any], bool]:
+    """What ``folds.json`` holds, or ``test.json``; and whether it is that of folds."""
+    of_folds = FoldsDir(run.path)
+    if FOLDS_STEP in run.stamps() and of_folds.numbers.exists():
+        found = read_json(of_folds.numbers)
+        wanted = {"folds": int, "pooled": dict, "films": dict, "each": list}
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in wanted.items()):
+            raise UserError(f"{of_folds.numbers}: must be as the folds wrote it, found other JSON")
+        return found, True
+    if of_folds.begun() and "test" not in run.stamps():
+        raise UserError(
+            f"{run.path}: all folds must be finished first, found some that are not",
+            hint="the command that began them goes on with them",
+        )
+    run.require_step("test", made_by="test")
+    found = read_json(run.require(run.test, made_by="test"))
+    return (found if isinstance(found, dict) else {}), False
+
+
+def _predictions(file: Path, labels: Sequence[str], *, of_folds: bool) -> pd.DataFrame:
     import pandas as pd
 
     texts = dict.fromkeys(("path", "collection", "label", "split", "prediction"), str)
-    numbers = {f"p_{label}": float for label in labels}
-    file = run.require(run.predictions, made_by="test")
+    numbers: dict[str, type] = {f"p_{label}": float for label in labels} | ({"fold": int} if of_folds else {})
     try:
         return pd.read_csv(file, dtype={**texts, **numbers}, usecols=[*texts, *numbers], keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -269,7 +337,7 @@ def _predictions(run: RunDir, labels: Sequence[str]) -> pd.DataFrame:
         ) from error
 
 
-def _probabilities(run: RunDir, said: pd.DataFrame, labels: Sequence[str]) -> NDArray[np.float64]:
+def _probabilities(file: Path, said: pd.DataFrame, labels: Sequence[str]) -> NDArray[np.float64]:
     """(N, K) as they are written, but none below half a unit, and the largest where the run's answer is."""
     written = said[[f"p_{label}" for label in labels]].to_numpy(dtype=np.float64)
     tolerance = HALF_A_UNIT * (len(labels) + 1)
@@ -277,7 +345,7 @@ def _probabilities(run: RunDir, said: pd.DataFrame, labels: Sequence[str]) -> ND
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise UserError(
-            f"{run.predictions}: probabilities must be 0 or more and add up to 1, "
+            f"{file}: probabilities must be 0 or more and add up to 1, "
             f"found {written[row].tolist()} for {said['path'].iloc[row]}"
         )
     # A true class that is written as 0 would cost 36 in the log loss, which the model did not say.
@@ -287,7 +355,7 @@ def _probabilities(run: RunDir, said: pd.DataFrame, labels: Sequence[str]) -> ND
     rows = np.flatnonzero(probabilities.argmax(axis=1) != answer)
     most = probabilities[rows].max(axis=1)
     if (answer < 0).any() or (probabilities[rows, answer[rows]] < most).any():
-        raise UserError(f"{run.predictions}: the prediction must be the most probable class, found another")
+        raise UserError(f"{file}: the prediction must be the most probable class, found another")
     # Two classes that rounding made equal: the run's answer was by the unrounded ones.
     probabilities[rows, answer[rows]] = most + HALF_A_UNIT / 10
     return probabilities
@@ -308,30 +376,44 @@ class _Paired:
 
 def _pair(tested: Sequence[_Tested]) -> _Paired:
     row_of: list[dict[str, int]] = [{} for _ in tested]
-    sides: list[dict[str, set[str]]] = [{} for _ in tested]
+    place_of: list[dict[str, Any]] = [{} for _ in tested]
+    places: list[dict[str, set[Any]]] = [{} for _ in tested]
     labels: dict[str, set[str]] = {}
-    candidates: dict[str, str] = {}  # test films of any run, and the first name of each
+    candidates: dict[str, str] = {}  # films that any run predicted unseen, and the first name of each
+    tests: set[str] = set()  # of runs with a single split
     for i, run in enumerate(tested):
-        columns = (run.films[name] for name in ("pixels_sha256", "split", "label", "shown"))
-        for row, (film, split, label, shown) in enumerate(zip(*columns, strict=True)):
+        columns = (run.films[name] for name in ("pixels_sha256", "place", "label", "shown"))
+        for row, (film, place, label, shown) in enumerate(zip(*columns, strict=True)):
             row_of[i].setdefault(film, row)
-            sides[i].setdefault(film, set()).add(split)
+            place_of[i].setdefault(film, place)
+            places[i].setdefault(film, set()).add(place)
             labels.setdefault(film, set()).add(label)
-            if split == TEST:
+            if run.folds is not None or place == TEST:
                 candidates.setdefault(film, shown)
+            if run.folds is None and place == TEST:
+                tests.add(film)
     group_of = _united_groups(tested)
-    group_sides: list[dict[str, set[str]]] = [{} for _ in tested]
+    group_places: list[dict[str, set[Any]]] = [{} for _ in tested]
     for i in range(len(tested)):
-        for film, found in sides[i].items():
-            group_sides[i].setdefault(group_of[film], set()).update(found)
+        for film, found in places[i].items():
+            group_places[i].setdefault(group_of[film], set()).update(found)
     names = [run.name for run in tested]
     reasons: dict[tuple[int, str, bool], list[str]] = {}
     films = []
     for film, shown in candidates.items():
+        own, of_group = (
+            [
+                run.sides(known.get(of, ()), of=of_film.get(film))
+                for run, known, of_film in zip(tested, where, place_of, strict=True)
+            ]
+            for where, of in ((places, film), (group_places, group_of[film]))
+        )
         why = _why_left_out(
             names,
-            [found.get(film, set()) for found in sides],
-            [found.get(group_of[film], set()) for found in group_sides],
+            own,
+            of_group,
+            has=[film in rows for rows in row_of],
+            tested=film in tests,
             contradicted=len(labels[film]) > 1,
         )
         if why is None:
@@ -345,7 +427,7 @@ def _pair(tested: Sequence[_Tested]) -> _Paired:
     if len(films) < FEWEST_FILMS:
         others = "; ".join(f"{entry['films']:,} {entry['reason']}, the first {entry['first']}" for entry in left_out)
         raise UserError(
-            f"{', '.join(run.about['path'] for run in tested)}: must have at least {FEWEST_FILMS} test films "
+            f"{', '.join(run.about['path'] for run in tested)}: must have at least {FEWEST_FILMS} {_of_what(tested)} "
             f"in common, found {len(films)}{f'; left out: {others}' if others else ''}"
         )
     films.sort()
@@ -366,15 +448,27 @@ def _united_groups(tested: Sequence[_Tested]) -> dict[str, str]:
     return dict(zip(pixels, group_films(pixels, groups), strict=True))
 
 
+def _of_what(tested: Sequence[_Tested]) -> str:
+    return "test films" if all(run.folds is None for run in tested) else "films that were predicted unseen"
+
+
 def _why_left_out(
-    names: Sequence[str], own: Sequence[set[str]], of_group: Sequence[set[str]], *, contradicted: bool
+    names: Sequence[str],
+    own: Sequence[set[str]],
+    of_group: Sequence[set[str]],
+    *,
+    has: Sequence[bool],
+    tested: bool,
+    contradicted: bool,
 ) -> tuple[int, str, bool] | None:
     """Why a film is not compared: (weight of the reason, the reason after a number of films, whether it is a leak).
 
     Args:
         names: Of the runs.
-        own: The sides on which the film stands in each run; empty where the run does not have it.
+        own: The sides on which the film stands in each run.
         of_group: The sides on which films of its group stand.
+        has: Whether each run has the film.
+        tested: Whether it is a test film of a run with a single split.
         contradicted: Whether it has two labels.
     """
     weight = 0
@@ -382,10 +476,10 @@ def _why_left_out(
         for found, reason in ((own, f"{word} films"), (of_group, f"of a patient (or group) with {word} films")):
             for name, here in zip(names, found, strict=True):
                 if side in here:
-                    return weight, f"{reason} of {name}", side == TRAIN
+                    return weight, f"{reason} of {name}", side == TRAIN and tested
             weight += 1
-    for name, here in zip(names, own, strict=True):
-        if not here:
+    for name, there in zip(names, has, strict=True):
+        if not there:
             return weight, f"not among the films of {name}", False
     return (weight + 1, "with more than one label", False) if contradicted else None
 
@@ -399,16 +493,20 @@ class _Comparison:
 
     first: Replicated
     this: Replicated
-    truth: NDArray[np.int64]
+    films: _Paired
     first_answer: NDArray[np.int64]
     this_answer: NDArray[np.int64]
     level: float
+    replicates: int
+    seed: int
 
     def figures(self) -> dict[tuple[int | None, str], dict[str, Any]]:
         """Each figure by (class or None, name), not judged yet."""
-        first_right, this_right = self.first_answer == self.truth, self.this_answer == self.truth
+        truth = self.films.truth
+        first_right, this_right = self.first_answer == truth, self.this_answer == truth
         changed = int((self.first_answer != self.this_answer).sum())
-        everything = np.ones(len(self.truth), dtype=bool)
+        everything = np.ones(len(truth), dtype=bool)
+        exchanged = self._exchanged()
         result: dict[tuple[int | None, str], dict[str, Any]] = {}
         overall = self._differences(
             OVERALL, self.this.overall - self.first.overall, self.this.overall_drawn - self.first.overall_drawn
@@ -420,14 +518,18 @@ class _Comparison:
         }
         for name in FIGURES:
             exact = _discordant(first_right, this_right, everything) if name == "accuracy" else None
-            result[None, name] = overall[name] | {"differing": differing.get(name), "mcnemar": exact}
+            result[None, name] = overall[name] | {
+                "differing": differing.get(name),
+                "mcnemar": exact,
+                "exchange": exchanged.get((None, name)),
+            }
         for k in range(len(self.first.support)):
             of_class = self._differences(
                 PER_CLASS,
                 self.this.per_class[k] - self.first.per_class[k],
                 self.this.per_class_drawn[:, k] - self.first.per_class_drawn[:, k],
             )
-            here = self.truth == k
+            here = truth == k
             for name in CLASS_FIGURES:
                 if name == "sensitivity":
                     exact = _discordant(first_right, this_right, here)
@@ -435,7 +537,45 @@ class _Comparison:
                 else:
                     exact = None
                     count = int(((self.first_answer == k) != (self.this_answer == k)).sum())
-                result[k, name] = of_class[name] | {"differing": count, "mcnemar": exact}
+                result[k, name] = of_class[name] | {
+                    "differing": count,
+                    "mcnemar": exact,
+                    "exchange": exchanged.get((k, name)),
+                }
+        return result
+
+    def _exchanged(self) -> dict[tuple[int | None, str], dict[str, Any]]:
+        """The exchange test of balanced accuracy, macro F1 and each class's F1."""
+        classes = len(self.first.support)
+        # (G, K, K): what the first run's confusion matrix gains where a group's answers are exchanged.
+        groups, number = np.unique(np.array(self.films.groups), return_inverse=True)
+        gain = np.zeros((len(groups), classes, classes))
+        np.add.at(gain, (number, self.films.truth, self.this_answer), 1)
+        np.add.at(gain, (number, self.films.truth, self.first_answer), -1)
+        gain = gain[gain.any(axis=(1, 2))]
+        drawn = [
+            self._answer_differences(moved)
+            for moved in _exchanges(gain.reshape(-1, classes**2), replicates=self.replicates, seed=self.seed)
+        ]
+        found = self._answer_differences(np.zeros((1, classes**2)))
+        # Of drawn exchanges the one that was found is one more (Davison and Hinkley, 1997, section 4.2).
+        more = 0 if 2 ** len(gain) <= self.replicates else 1
+        result: dict[tuple[int | None, str], dict[str, Any]] = {}
+        for of, here in found.items():
+            values = np.concatenate([differences[of] for differences in drawn])
+            as_far = int((abs(values) >= abs(here[0]) - ROUNDING).sum())
+            p = None if np.isnan(here[0]) else (as_far + more) / (len(values) + more)
+            result[of] = {"groups": len(gain), "p": p}
+        return result
+
+    def _answer_differences(self, moved: NDArray[np.float64]) -> dict[tuple[int | None, str], NDArray[np.float64]]:
+        """Differences (C,) after the first run gained and this one lost `moved` (C, K * K) films."""
+        moved = moved.reshape(-1, *self.first.confusion.shape)
+        first, this = answer_figures(self.first.confusion + moved), answer_figures(self.this.confusion - moved)
+        f1, here = this.f1 - first.f1, self.first.support > 0
+        result: dict[tuple[int | None, str], NDArray[np.float64]] = {(k, "f1"): f1[:, k] for k in range(f1.shape[1])}
+        result[None, "macro_f1"] = f1[:, here].mean(axis=1)
+        result[None, "balanced_accuracy"] = (this.sensitivity - first.sensitivity)[:, here].mean(axis=1)
         return result
 
     def _differences(
@@ -452,6 +592,28 @@ class _Comparison:
             }
             for i, (name, figure) in enumerate(found.figures.items())
         }
+
+
+def _exchanges(gain: NDArray[np.float64], *, replicates: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """What all exchanged groups gain together: of all ways to choose them, where those are few, or of drawn ones.
+
+    Args:
+        gain: (G, M) of each group.
+        replicates: Most rows in all.
+        seed: Of the draw.
+
+    Yields:
+        (C, M).
+    """
+    ways, generator = 2 ** len(gain), np.random.default_rng(seed)
+    rows, step = min(ways, replicates), max(1, CHUNK_WEIGHTS // max(1, len(gain)))
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        if ways <= replicates:
+            chosen = np.arange(start, start + count)[:, None] >> np.arange(len(gain)) & 1
+        else:
+            chosen = generator.integers(2, size=(count, len(gain)))
+        yield chosen.astype(np.float64) @ gain  # exact: whole numbers far below 2**53
 
 
 def _discordant(first: NDArray[np.bool_], this: NDArray[np.bool_], films: NDArray[np.bool_]) -> dict[str, Any]:
@@ -474,7 +636,7 @@ def _bootstrap_p(drawn: NDArray[np.float64]) -> float | None:
 
 def _correct_and_judge(figures: Sequence[dict[str, Any]], name: str, alpha: float) -> None:
     """Add ``p_holm`` over the comparisons of one figure, ``verdict`` and ``why``."""
-    for holder in (figures, [figure["mcnemar"] for figure in figures]):
+    for holder in (figures, *([figure[test] for figure in figures] for test in EXACT_TESTS)):
         defined = [entry for entry in holder if entry is not None and entry["p"] is not None]
         for entry in holder:
             if entry is not None:
@@ -487,31 +649,29 @@ def _correct_and_judge(figures: Sequence[dict[str, Any]], name: str, alpha: floa
 
 def _judge(figure: Mapping[str, Any], name: str, alpha: float, *, comparisons: int) -> tuple[str, str]:
     difference, low, high = figure["difference"], figure["low"], figure["high"]
-    if difference is None or low is None:
+    if difference is None or figure["p"] is None:
         return NOT_SHOWN, "not defined on these films"
-    if low == high:
-        return NOT_SHOWN, "" if difference == 0 else "no replicate differed"
-    if low <= 0 <= high:
-        return NOT_SHOWN, ""
-    differing, exact = figure["differing"], figure["mcnemar"]
-    against = []
-    if differing is not None and differing < fewest_differing(alpha):
-        against.append(f"only {differing} films differ")
-    elif exact is not None and exact["p"] > alpha:
-        against.append(f"McNemar p = {exact['p']:.2g}")
-    elif figure["p_holm"] > alpha or (exact is not None and exact["p_holm"] > alpha):
-        against.append(f"not after correction for {comparisons} comparisons" if comparisons > 1 else "too close")
-    if against:
-        return NOT_SHOWN, against[0]
+    if low is None or low <= 0 <= high:
+        return NOT_SHOWN, "no replicate differed" if low is None and difference else ""
+    tests = {words: figure[test] for test, words in EXACT_TESTS.items() if figure[test] is not None}
+    failed = [f"{words} p = {test['p']:.2g}" for words, test in tests.items() if test["p"] > alpha]
+    if figure["differing"] is not None and figure["differing"] < fewest_differing(alpha):
+        return NOT_SHOWN, f"only {figure['differing']} films differ"
+    if failed:
+        return NOT_SHOWN, failed[0]
+    if any(test["p_holm"] > alpha for test in (figure, *tests.values())):
+        return NOT_SHOWN, f"not after correction for {comparisons} comparisons" if comparisons > 1 else "too close"
     return (BETTER if (low > 0) != (name in LESS_IS_BETTER) else WORSE), ""
 
 
 def _own(found: Replicated, labels: Sequence[str], level: float) -> dict[str, Any]:
     """A run's own figures on the paired films."""
-    overall = with_intervals(OVERALL, found.overall, found.overall_drawn, level).figures
+    overall = with_intervals(OVERALL, found.overall, found.overall_drawn, level, trials=found.trials).figures
     per_class = {}
     for k, label in enumerate(labels):
-        figures = with_intervals(PER_CLASS, found.per_class[k], found.per_class_drawn[:, k], level).figures
+        figures = with_intervals(
+            PER_CLASS, found.per_class[k], found.per_class_drawn[:, k], level, trials=found.trials_per_class[k]
+        ).figures
         per_class[label] = {name: figures[name] for name in CLASS_FIGURES}
     return {"overall": {name: overall[name] for name in FIGURES}, "per_class": per_class}
 
@@ -538,16 +698,28 @@ def _notes(tested: Sequence[_Tested], films: Mapping[str, Any], *, level: float)
             "accuracy in which it weighs as much as any other, hang on these few."
         )
     if copies := [f"{run.about['copies']:,} of {run.name}" for run in tested if run.about["copies"]]:
-        notes.append(f"Test films that are exact copies of another are counted once: {', '.join(copies)}.")
-    seen = [frozenset(run.films.loc[run.films["split"] == TRAIN, "pixels_sha256"]) for run in tested]
-    if any(films_of_run != seen[0] for films_of_run in seen):
+        notes.append(f"Films that are exact copies of another are counted once: {', '.join(copies)}.")
+    taught = [
+        # The same films in the same folds are the same training films, whatever a fold is called.
+        frozenset(run.films.groupby("place")["pixels_sha256"].agg(frozenset))
+        if run.folds
+        else frozenset(run.films.loc[run.films["place"] == TRAIN, "pixels_sha256"])
+        for run in tested
+    ]
+    if any(films_of_run != taught[0] for films_of_run in taught):
         notes.append(
             "The runs were not trained on the same films: a difference may come from the films as well as from the "
             "recipe."
         )
+    if of_folds := [run.name for run in tested if run.folds]:
+        notes.append(
+            f"Every film of {', '.join(of_folds)} was predicted by the fold's model that never saw it. The models of "
+            "the folds share training films, which the intervals do not hold, and AUROC ranks films by the "
+            "probabilities of different models."
+        )
     notes.append(
-        f"A run is one training. Another seed would move its figures too, and the {100 * level:g} % intervals, which "
-        "are about other films of the same kind, do not hold that."
+        f"A run is one training{', or one a fold' if of_folds else ''}. Another seed would move its figures too, and "
+        f"the {100 * level:g} % intervals, which are about other films of the same kind, do not hold that."
     )
     looked_at = len(FIGURES) + len(CLASS_FIGURES) * len(tested[0].labels)
     notes.append(

@@ -95,3 +95,17 @@ def percentile_interval(values: NDArray[np.float64], *, level: float) -> tuple[f
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def exact_interval(hits: int, trials: int, *, level: float) -> tuple[float, float]:
+    """Interval of Clopper and Pearson (*Biometrika* 26, 1934) of a share: it holds the truth at least so often.
+
+    Args:
+        hits: From 0 to `trials`.
+        trials: At least 1, independent of each other.
+        level: Confidence level, above 0 and below 1.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, trials).proportion_ci(confidence_level=level, method="exact")
+    return float(found.low), float(found.high)

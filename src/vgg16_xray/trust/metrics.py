@@ -23,14 +23,14 @@ Each class is taken against all others. Macro figures are plain means over the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg16_xray.trust.intervals import bootstrap_weights, group_numbers, percentile_interval
+from vgg16_xray.trust.intervals import bootstrap_weights, exact_interval, group_numbers, percentile_interval
 
 OVERALL = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "macro_average_precision", "log_loss")
 PER_CLASS = ("precision", "sensitivity", "specificity", "f1", "auroc", "average_precision")
@@ -78,10 +78,13 @@ def evaluate(
         - ``intervals``: ``method``, ``replicates``, ``level``, ``seed``, and ``left_out``: for figures that some
           replicates do not define (a replicate may miss all films of a rare class), how many were left out, as
           ``{"overall": {figure: count}, "per_class": {label: {figure: count}}}``; a figure that is not in it lost none.
+          In the same shape ``exact``: figures whose interval is not the bootstrap's, and ``none``: figures without
+          one; each with the reason.
 
-        Both bounds are None where no replicate defines the value. A macro figure is left out of a replicate that misses
-        one of its classes, so that it always means the same classes. Bounds that are equal (all films right, or a
-        single group) mean that the bootstrap saw no spread, not that the value is certain: print them as no interval.
+        A macro figure is left out of a replicate that misses one of its classes, so that it always means the same
+        classes. Where the replicates show no spread (all films right, or a single group) the bootstrap knows nothing:
+        a share of films that is 0 or 1 then has the exact interval of Clopper and Pearson, a group counted as one
+        trial, and any other figure has none.
 
     Raises:
         ValueError: An argument breaks its rule; the message names it, the rule and what was found.
@@ -90,9 +93,12 @@ def evaluate(
     found = replicated(
         truth=truth, probabilities=probabilities, labels=labels, groups=groups, replicates=replicates, seed=seed
     )
-    overall = with_intervals(OVERALL, found.overall, found.overall_drawn, level)
+    overall = with_intervals(OVERALL, found.overall, found.overall_drawn, level, trials=found.trials)
     per_class = [
-        with_intervals(PER_CLASS, found.per_class[k], found.per_class_drawn[:, k], level) for k in range(len(labels))
+        with_intervals(
+            PER_CLASS, found.per_class[k], found.per_class_drawn[:, k], level, trials=found.trials_per_class[k]
+        )
+        for k in range(len(labels))
     ]
     return {
         "images": len(truth),
@@ -108,9 +114,16 @@ def evaluate(
             "replicates": replicates,
             "level": level,
             "seed": seed,
-            "left_out": {
-                "overall": overall.left_out,
-                "per_class": {label: per_class[k].left_out for k, label in enumerate(labels) if per_class[k].left_out},
+            **{
+                what: {
+                    "overall": getattr(overall, what),
+                    "per_class": {
+                        label: about
+                        for label, of_class in zip(labels, per_class, strict=True)
+                        if (about := getattr(of_class, what))
+                    },
+                }
+                for what in ("left_out", "exact", "none")
             },
         },
     }
@@ -126,6 +139,8 @@ class Replicated:
     per_class_drawn: Floats  # (R, K, 6)
     support: Ints  # (K,) films of each class
     confusion: Ints  # (K, K) truth, prediction
+    trials: dict[str, int]  # groups that a share of films is a share of, by figure
+    trials_per_class: list[dict[str, int]]  # (K,) the same of each class
 
 
 def replicated(
@@ -161,6 +176,7 @@ def replicated(
     point = _figures(films, np.ones((1, len(truth))))
     chunks = bootstrap_weights([groups[i] for i in order], replicates=replicates, seed=seed)
     parts = [_figures(films, weights) for weights in chunks]
+    answer, of_group = probabilities.argmax(axis=1), group_numbers(groups)[0]
     return Replicated(
         overall=point.overall[0],
         per_class=point.per_class[0],
@@ -168,6 +184,15 @@ def replicated(
         per_class_drawn=np.concatenate([part.per_class for part in parts]),
         support=films.support,
         confusion=point.confusion[0].astype(np.int64),
+        trials={"accuracy": len(np.unique(of_group))},
+        trials_per_class=[
+            {
+                "precision": len(np.unique(of_group[answer == k])),
+                "sensitivity": len(np.unique(of_group[truth == k])),
+                "specificity": len(np.unique(of_group[truth != k])),
+            }
+            for k in range(len(labels))
+        ],
     )
 
 
@@ -277,26 +302,48 @@ def _figures(films: _Films, weights: Floats) -> _Figures:
     cells = np.zeros((len(weights), films.classes**2))
     cells[:, films.cells] = np.add.reduceat(weights, films.cell_starts, axis=1)
     confusion = cells.reshape(-1, films.classes, films.classes)
+    answers, total = answer_figures(confusion), confusion.sum(axis=(1, 2))
+    auroc, average_precision = np.full_like(answers.f1, np.nan), np.full_like(answers.f1, np.nan)
+    for k, ranking in enumerate(films.rankings):
+        if ranking is not None:
+            auroc[:, k], average_precision[:, k] = _ranking_figures(ranking, weights, total)
+    with_films = films.support > 0
+    macro = [
+        figure[:, with_films].mean(axis=1) for figure in (answers.sensitivity, answers.f1, auroc, average_precision)
+    ]
+    # Not a matrix product: its last bit depends on how many threads the BLAS library takes.
+    log_loss = (weights * films.losses).sum(axis=1) / total
+    return _Figures(
+        overall=np.stack([answers.accuracy, *macro, log_loss], axis=1),
+        per_class=np.stack(
+            [answers.precision, answers.sensitivity, answers.specificity, answers.f1, auroc, average_precision], axis=2
+        ),
+        confusion=confusion,
+    )
+
+
+@dataclass(frozen=True)
+class AnswerFigures:
+    """Figures of the answers alone, which the confusion matrix tells; NaN where not defined."""
+
+    accuracy: Floats  # (C,)
+    precision: Floats  # (C, K), as the following
+    sensitivity: Floats
+    specificity: Floats
+    f1: Floats
+
+
+def answer_figures(confusion: Floats) -> AnswerFigures:
+    """Figures of C confusion matrices (C, K, K): films by truth and prediction."""
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
     total = support.sum(axis=1, keepdims=True)
-    precision = _ratio(hits, predicted)
-    sensitivity = _ratio(hits, support)
-    specificity = _ratio(total - support - predicted + hits, total - support)
-    f1 = np.where(support > 0, _ratio(2 * hits, support + predicted), np.nan)
-    auroc, average_precision = np.full_like(f1, np.nan), np.full_like(f1, np.nan)
-    for k, ranking in enumerate(films.rankings):
-        if ranking is not None:
-            auroc[:, k], average_precision[:, k] = _ranking_figures(ranking, weights, total[:, 0])
-    with_films = films.support > 0
-    macro = [figure[:, with_films].mean(axis=1) for figure in (sensitivity, f1, auroc, average_precision)]
-    accuracy = hits.sum(axis=1) / total[:, 0]
-    # Not a matrix product: its last bit depends on how many threads the BLAS library takes.
-    log_loss = (weights * films.losses).sum(axis=1) / total[:, 0]
-    return _Figures(
-        overall=np.stack([accuracy, *macro, log_loss], axis=1),
-        per_class=np.stack([precision, sensitivity, specificity, f1, auroc, average_precision], axis=2),
-        confusion=confusion,
+    return AnswerFigures(
+        accuracy=hits.sum(axis=1) / total[:, 0],
+        precision=_ratio(hits, predicted),
+        sensitivity=_ratio(hits, support),
+        specificity=_ratio(total - support - predicted + hits, total - support),
+        f1=np.where(support > 0, _ratio(2 * hits, support + predicted), np.nan),
     )
 
 
@@ -324,21 +371,49 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class WithIntervals:
-    """Figures ``{name: {"value", "low", "high"}}``, and of how many replicates each was left out."""
+    """Figures ``{name: {"value", "low", "high"}}``, and what is special about some of their intervals."""
 
     figures: dict[str, dict[str, float | None]]
-    left_out: dict[str, int]
+    left_out: dict[str, int]  # replicates that do not define it
+    exact: dict[str, str]  # why the interval is not the bootstrap's
+    none: dict[str, str]  # why there is none
 
 
-def with_intervals(names: Sequence[str], point: Floats, drawn: Floats, level: float) -> WithIntervals:
-    """Figures `names` from their values (F,) and their replicates (R, F), or differences of both."""
-    figures: dict[str, dict[str, float | None]] = {}
-    left_out: dict[str, int] = {}
+def with_intervals(
+    names: Sequence[str],
+    point: Floats,
+    drawn: Floats,
+    level: float,
+    *,
+    trials: Mapping[str, int] | None = None,
+) -> WithIntervals:
+    """Figures `names` from their values (F,) and their replicates (R, F), or differences of both.
+
+    Args:
+        names: F names.
+        point: (F,).
+        drawn: (R, F).
+        level: Confidence level of the intervals.
+        trials: Of shares, how many independent things they are shares of: without spread they have an exact interval.
+    """
+    found = WithIntervals({}, {}, {}, {})
     for i, name in enumerate(names):
         low, high = percentile_interval(drawn[:, i], level=level) or (None, None)
-        defined = not np.isnan(point[i])
-        figures[name] = {"value": float(point[i]) if defined else None, "low": low, "high": high}
+        value = None if np.isnan(point[i]) else float(point[i])
+        if value is None:
+            found.none[name] = "not defined on these films"
+        elif low is None:
+            found.none[name] = "no replicate defines it"
+        elif low == high:
+            count = (trials or {}).get(name)
+            low = high = None
+            if count and value in (0, 1):
+                low, high = exact_interval(count if value else 0, count, level=level)
+                found.exact[name] = f"no spread over the replicates: Clopper and Pearson, {count} groups"
+            else:
+                found.none[name] = "no spread over the replicates"
+        found.figures[name] = {"value": value, "low": low, "high": high}
         undefined = int(np.isnan(drawn[:, i]).sum())
-        if defined and undefined:
-            left_out[name] = undefined
-    return WithIntervals(figures, left_out)
+        if value is not None and undefined:
+            found.left_out[name] = undefined
+    return found
