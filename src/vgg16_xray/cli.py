@@ -273,16 +273,27 @@ def test(run: Run) -> None:
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(
+    run: Run,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", metavar="RUN", help="Compare with this run, and show it from now on. Repeatable."),
+    ] = None,
+) -> None:
     """The run as one self-contained page, report.html.
 
-    Example: vgg16-xray report runs/default
+    Example: vgg16-xray report runs/default --against runs/notebook
     """
     require("train", purpose="vgg16-xray report")
+    from vgg16_xray.files import write_json
     from vgg16_xray.report.page import write_report
+    from vgg16_xray.rundir import ComparisonDir
+    from vgg16_xray.trust.compare import compare as compare_runs
 
     run_dir = _existing(run)
     with run_dir.alone():
+        if against:
+            write_json(ComparisonDir(run).numbers, compare_runs([run_dir, *(_existing(other) for other in against)]))
         typer.echo(f"report: {write_report(run_dir)}")
 
 

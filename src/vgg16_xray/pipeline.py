@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vgg16_xray import __version__
 from vgg16_xray.config import SEED, Recipe
 from vgg16_xray.errors import UserError
-from vgg16_xray.rundir import FoldsDir, RunDir, key_of, read_config, update_config
+from vgg16_xray.rundir import ComparisonDir, FoldsDir, RunDir, key_of, read_config, sha256_of, update_config
 
 if TYPE_CHECKING:
     from vgg16_xray.steps.folds import Member
@@ -165,4 +165,8 @@ def _refuse_to_resume(run: RunDir, recipe: Recipe, *, folds: int | None, seed: i
 def _key_of_report(run: RunDir) -> str:
     """Tells everything that the report and its figures depend on."""
     stamps = {step: stamp["key"] for step, stamp in run.stamps().items() if step != REPORT}
-    return key_of(__version__, stamps, read_config(run))
+    compared = ComparisonDir(run.path).numbers
+    comparison = sha256_of(compared) if compared.exists() else None
+    # An upgrade may change what the page looks like and keep the version.
+    templates = sorted((Path(__file__).parent / "report" / "templates").iterdir())
+    return key_of(__version__, [sha256_of(file) for file in templates], comparison, stamps, read_config(run))

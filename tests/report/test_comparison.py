@@ -160,3 +160,24 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_report_shows_the_comparison_until_the_model_is_another(runs: list[RunDir], tmp_path: Path) -> None:
+    copies = [RunDir(Path(shutil.copytree(run.path, tmp_path / run.path.name))) for run in runs[:2]]
+    poor, good = (str(run.path) for run in copies)
+    assert _run(["report", poor]) == 0
+    assert '<section id="comparison"' not in copies[0].report.read_text("utf-8")
+    assert _run(["report", poor, "--against", good]) == 0
+    text = copies[0].report.read_text("utf-8")
+    words = Page(text).words
+    found = json.loads((copies[0].path / "comparison.json").read_text("utf-8"))
+    accuracy = found["comparisons"][0]["overall"]["accuracy"]
+    assert f"{accuracy['difference']:+.3f}{accuracy['low']:+.3f} to {accuracy['high']:+.3f}better" in words
+    assert "48 films in 48 groups, paired by their pixels, which no run had seen: test films of poor; test" in words
+    shutil.rmtree(good)  # the report is made of the run alone
+    assert _run(["report", poor]) == 0
+    assert copies[0].report.read_text("utf-8") == text
+    test = json.loads(copies[0].test.read_text("utf-8"))
+    copies[0].test.write_text(json.dumps(test | {"checkpoint_sha256": "another"}), "utf-8")
+    assert _run(["report", poor]) == 0
+    assert "is of models that this run no longer has" in Page(copies[0].report.read_text("utf-8")).words

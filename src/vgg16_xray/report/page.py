@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
+from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.split import SPLITS, TEST, TRAIN
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
-from vgg16_xray.rundir import FoldsDir, RunDir
+from vgg16_xray.rundir import ComparisonDir, FoldsDir, RunDir
 
 if TYPE_CHECKING:
     import jinja2
@@ -170,6 +171,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         "seeds": seeds,
         "test": test,
         "validation": validation,
+        "comparison": _comparison(run),
         "overall_names": OVERALL_NAMES,
         "overall_meanings": OVERALL_MEANINGS,
         "per_class_names": PER_CLASS_NAMES,
@@ -185,6 +187,22 @@ def _content(run: RunDir) -> dict[str, Any]:
         "files": {name: getattr(run, name).name for name in ("quarantine", "predictions", "report", "history", "test")}
         | {"folds": of_folds.numbers.name, "folds_table": of_folds.table.name},
     }
+
+
+def _comparison(run: RunDir) -> dict[str, Any] | None:
+    """What ``report --against`` left, as long as it compares the models that the run has now."""
+    from vgg16_xray.trust.compare import checkpoints
+
+    numbers = ComparisonDir(run.path).numbers
+    if not numbers.exists():
+        return None
+    found: dict[str, Any] = read_json(numbers)
+    try:
+        return found | {"stale": found["runs"][0]["checkpoints"] != checkpoints(run)}
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{numbers}: must be as 'report --against' wrote it, found {error!r}", hint="delete it"
+        ) from error
 
 
 def _markup(text: str) -> Any:
