@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+KERAS ?= .venv-keras
+INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(INSTALL) -c constraints.txt
 
-.PHONY: demo test quick lint format drawings clean
+.PHONY: demo test quick lint format drawings bench clean
 
 # The whole pipeline on drawn radiographs; ends with the accuracy and where the report lies.
 demo: $(VENV)/.train
@@ -32,8 +34,13 @@ format: $(VENV)/.dev
 drawings: $(VENV)/.train
 	$(BIN)/python -m vgg16_xray.report.drawings docs/figures
 
+# Against the notebook's own Keras loop, in a virtual environment of its own; kept in docs/benchmarks.md.
+# Some parts: make bench PART="accuracy finetune".
+bench: $(VENV)/.dev $(KERAS)/.keras
+	$(BIN)/python benchmarks/bench.py $(PART) --keras $(KERAS)/bin/python
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(KERAS) demo
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
@@ -46,3 +53,8 @@ $(VENV)/.train: $(VENV)/.venv pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.venv pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.train
+
+$(KERAS)/.keras: benchmarks/keras-requirements.txt
+	$(PYTHON) -m venv $(KERAS)
+	$(KERAS)/bin/python $(INSTALL) -r $<
+	touch $@
