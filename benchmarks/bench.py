@@ -43,7 +43,7 @@ MARK = "<!-- What follows is written by `make bench`. -->\n"
 
 
 def run_part(part: str, *, keras: Path | None) -> dict[str, Any]:
-    """Run a script; what it hands over, or where it hands over nothing, what it printed."""
+    """Run a script; what it hands over, and how it was measured."""
     command = [sys.executable, str(HERE / PARTS[part])]
     if part in NEED_KERAS:
         command += ["--keras", str(keras)]
