@@ -43,7 +43,7 @@ MARK = "<!-- What follows is written by `make bench`. -->\n"
 
 
 def run_part(part: str, *, keras: Path | None) -> dict[str, Any]:
-    """Run a script; what it hands over, and how it was measured."""
+    """Run a script; what it handed over, or where it handed over nothing, what it printed."""
     command = [sys.executable, str(HERE / PARTS[part])]
     if part in NEED_KERAS:
         command += ["--keras", str(keras)]
@@ -51,8 +51,16 @@ def run_part(part: str, *, keras: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "rows.json"
         print(f"-- {part}: {' '.join(command)}", flush=True)
-        subprocess.run(command, check=True, env=os.environ | {ROWS: str(file)})
-        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        said = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {ROWS: str(file)}) as script:
+            for line in script.stdout or ():
+                print(line, end="", flush=True)
+                said.append(line)
+        if script.returncode:
+            raise SystemExit(f"{part}: ended with {script.returncode}; what was measured before is kept")
+        found: dict[str, Any] = {"rows": [], "remarks": ["".join(said).strip()], "figure": None}
+        if file.exists():
+            found |= json.loads(file.read_text("utf-8"))
     return found | {
         "measured": time.strftime("%Y-%m-%d"),
         "version": __version__,
@@ -68,7 +76,9 @@ def page(machines: Mapping[str, Mapping[str, Any]], *, docs: Path) -> str:
     for machine, parts in machines.items():
         there = [(part, parts[part]) for part in PARTS if part in parts]
         rows = [str(Row(**row)) for _, found in there for row in found["rows"]]
-        out.append(f"\n## {machine}\n\n{HEADER}\n" + "\n".join(rows) + "\n")
+        out.append(f"\n## {machine}\n")
+        if rows:
+            out.append(f"\n{HEADER}\n" + "\n".join(rows) + "\n")
         for part, found in there:
             if found.get("figure"):
                 name = f"benchmark-{part}-{key_of(machine)[:8]}.svg"

@@ -53,6 +53,22 @@ def test_a_part_replaces_itself_on_the_same_kind_of_machine_and_nothing_else(
     assert f"figures/{drawing.name}" not in second
 
 
+def test_of_a_script_that_hands_over_no_rows_what_it_printed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench
+
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    monkeypatch.setattr(bench, "PARTS", {"one": "one.py", "bad": "bad.py"})
+    (tmp_path / "one.py").write_text("print('| a | b |')\nprint('| --- | --- |')", "utf-8")
+    (tmp_path / "bad.py").write_text("raise SystemExit(3)", "utf-8")
+    kept = bench.run_part("one", keras=None)
+    assert (kept["rows"], kept["remarks"]) == ([], ["| a | b |\n| --- | --- |"])
+    assert kept["measured"]
+    with pytest.raises(SystemExit, match="bad: ended with 3"):
+        bench.run_part("bad", keras=None)
+
+
 def test_the_page_is_what_the_numbers_say(tmp_path: Path) -> None:
     import bench
 
