@@ -1,7 +1,8 @@
-"""Copy what a run found, without any film, into docs/results, and write the table of all runs there.
+"""Copy what runs found, without any film, into docs/results, compare them, and write the tables of all runs there.
 
-python scripts/collect_results.py RUN [RUN ...]     each into docs/results/<recipe>
-python scripts/collect_results.py                   the table alone, from what lies in docs/results
+python scripts/collect_results.py RUN [RUN ...]     each into docs/results/<recipe> or <recipe>-<K>-folds; two or more
+                                                    are compared with the first, and those of folds among themselves
+python scripts/collect_results.py                   the tables alone, from what lies in docs/results
 """
 
 from __future__ import annotations
@@ -9,100 +10,238 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
-import tomllib
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg16_xray.files import read_json, write_text
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import read_json, write_json, write_text
 from vgg16_xray.progress import clock
+from vgg16_xray.report import comparison as words
+from vgg16_xray.report import figures
+from vgg16_xray.report.page import OVERALL_NAMES
 from vgg16_xray.report.terminal import figure
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import FoldsDir, RunDir, read_config
+from vgg16_xray.trust.compare import compare
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 #: Figures that show no film: films of others are not ours to publish.
-FIGURES = ("images_per_class", "curves", "confusion", "per_class", "roc", "precision_recall")
-INTRODUCTION = (
-    """\
-Written by `python scripts/collect_results.py`; every figure with its 95 % interval (percentile bootstrap over groups,
-1,000 replicates). **Research use only. Not a medical device.**""",
-    """\
+OF_TEST = ("confusion", "per_class", "roc", "precision_recall")
+OF_TRAINING = ("images_per_class", "curves")
+SHOWN = {
+    "curves": "Loss and accuracy",
+    "confusion": "Confusion matrix",
+    "roc": "ROC curves",
+    "precision_recall": "Precision-recall curves",
+}
+#: Runs of folds among themselves are compared on many more films than a single run has for its test.
+COMPARISONS = ("comparison.json", "comparison-folds.json")
+HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")
+INTRODUCTION = """\
+Written by `python scripts/collect_results.py`. In brackets: 95 % intervals (percentile bootstrap over groups, 1,000
+replicates). **Research use only. Not a medical device.**"""
+FILMS = """\
 The films: 9,143 frontal radiographs in the tree of the COVID-19 Radiography Database, whose classes come from different
 hospitals and ages. A figure here says how well films of the *same* collections are told apart; how much of that is
-disease and how much is the hospital, it cannot say. No film is shown here: they are not ours to publish.""",
-)
+disease and how much is the hospital, it cannot say. No film is shown here: they are not ours to publish.
+
+*Out of fold*: every film is predicted by the one of the K models that saw neither it nor another film of its group, so
+all films count. Other runs used the machine at the same time; features that an earlier run had stored were not computed
+again. So durations are what it took then, not what it takes."""
+
+
+# -- into docs/results
 
 
 def collect(run: RunDir) -> None:
-    name = tomllib.loads(run.config.read_text("utf-8"))["recipe"]["name"]
-    to = RunDir(RESULTS / name)
-    to.figures.mkdir(parents=True, exist_ok=True)
-    for source, target in (
-        (run.config, to.config),
-        (run.steps, to.steps),
-        (run.history, to.history),
-        (run.validation, to.validation),
-        (run.test, to.test),
-    ):
-        shutil.copyfile(source, target)
-    for picture in FIGURES:
-        shutil.copyfile(run.figures / f"{picture}.png", to.figures / f"{picture}.png")
+    config = read_config(run)
+    of_folds = FoldsDir(run.path)
+    if "folds" not in run.stamps():
+        to = RunDir(RESULTS / config["recipe"]["name"])
+        files = {file.name: file for file in (run.config, run.steps, run.history, run.validation, run.test)}
+        pictures = dict.fromkeys((*OF_TRAINING, *OF_TEST), run.figures)
+        _copy(files, pictures, to)
+        return
+    found = read_json(of_folds.numbers)
+    # What the run was told to do last may be another recipe than that of the folds.
+    if found["recipe"] != config["recipe"]["name"]:
+        raise UserError(f"{run.config}: must have the recipe of the folds, {found['recipe']}, found another")
+    to = RunDir(RESULTS / f"{found['recipe']}-{found['folds']}-folds")
+    files = {file.name: file for file in (run.config, run.steps, of_folds.numbers)}
+    for each in found["each"]:
+        fold = RunDir(run.path / each["run"])
+        files |= {f"{each['run']}/{file.name}": file for file in (fold.steps, fold.history)}
+    with tempfile.TemporaryDirectory() as folder:
+        # All films as one test: the table of the folds has the columns of predictions.csv.
+        pooled = RunDir(Path(folder))
+        write_json(pooled.test, found["pooled"])
+        shutil.copyfile(of_folds.table, pooled.predictions)
+        for name in OF_TEST:
+            getattr(figures, name)(pooled)
+        _copy(files, dict.fromkeys(OF_TEST, pooled.figures), to)
+
+
+def _copy(files: Mapping[str, Path], pictures: Mapping[str, Path], to: RunDir) -> None:
+    for name, file in files.items():
+        (to.path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, to.path / name)
+    to.figures.mkdir(exist_ok=True)
+    for name, folder in pictures.items():
+        shutil.copyfile(folder / f"{name}.png", to.figures / f"{name}.png")
+
+
+def write_comparisons(runs: Sequence[RunDir]) -> None:
+    of_folds = [run for run in runs if "folds" in run.stamps()]
+    for name, chosen in zip(COMPARISONS, (runs, of_folds), strict=True):
+        if len(chosen) > 1:
+            found = compare(chosen)
+            for entry in found["films"]["left_out"]:
+                del entry["first"]  # the name of a film
+            write_json(RESULTS / name, found)
+
+
+# -- out of docs/results
+
+
+def measured_of(run: RunDir) -> dict[str, Any]:
+    """What ``test.json`` holds, or the folds' figures on all films."""
+    numbers = FoldsDir(run.path).numbers
+    return dict(read_json(numbers)["pooled"] if numbers.exists() else read_json(run.test))
+
+
+def title(recipe: str, folds: int | None) -> str:
+    return f"{recipe}, {folds} folds" if folds else recipe
+
+
+def title_of(run: RunDir) -> str:
+    numbers = FoldsDir(run.path).numbers
+    return title(read_config(run)["recipe"]["name"], read_json(numbers)["folds"] if numbers.exists() else None)
 
 
 def row_of(run: RunDir) -> dict[str, Any]:
-    config = tomllib.loads(run.config.read_text("utf-8"))
-    stamps, test, validation = read_json(run.steps), read_json(run.test), read_json(run.validation)
-    with run.history.open(encoding="utf-8") as file:
-        epochs = list(csv.DictReader(file))
+    config, measured = read_config(run), measured_of(run)
+    of_folds = FoldsDir(run.path).numbers.exists()
+    trainings = [RunDir(folder) for folder in sorted((run.path / "folds").iterdir())] if of_folds else [run]
+    steps = [run.stamps(), *(training.stamps() for training in trainings if of_folds)]
     return {
-        "recipe": config["recipe"]["name"],
-        "best epoch": f"{test['epoch']} of {len(epochs)}",
-        "validation accuracy": figure(validation["overall"]["accuracy"]),
-        "test accuracy": figure(test["overall"]["accuracy"]),
-        "test balanced accuracy": figure(test["overall"]["balanced_accuracy"]),
-        "test macro-F1": figure(test["overall"]["macro_f1"]),
-        "test macro AUROC": figure(test["overall"]["macro_auroc"]),
-        "all steps, h:mm:ss": clock(sum(stamp["seconds"] for stamp in stamps.values())),
-    }
+        "run": title_of(run),
+        "films": f"{measured['images']:,}, {'out of fold' if of_folds else 'the test'}",
+        "machine": f"{', '.join(config['machine']['words'].split(', ')[:2])}, {config['engine']['name']}",
+        "training, h:mm:ss": clock(sum(training.stamps()["train"]["seconds"] for training in trainings)),
+        "all steps": clock(sum(stamp["seconds"] for stamps in steps for stamp in stamps.values())),
+    } | {OVERALL_NAMES[name]: figure(measured["overall"][name]) for name in HEADLINE}
 
 
 def classes_of(run: RunDir) -> list[dict[str, Any]]:
-    test = read_json(run.test)
     return [
-        {"class": label, "test films": values["support"]}
+        {"class": label, "films": f"{values['support']:,}"}
         | {name: figure(values[name]) for name in ("sensitivity", "specificity", "precision", "f1", "auroc")}
-        for label, values in test["per_class"].items()
+        for label, values in measured_of(run)["per_class"].items()
     ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def confusion_of(run: RunDir) -> list[dict[str, Any]]:
+    measured = measured_of(run)
+    labels = measured["labels"]
+    return [
+        {"true class": label} | {f"taken for {said}": f"{n:,}" for said, n in zip(labels, row, strict=True)}
+        for label, row in zip(labels, measured["confusion"], strict=True)
+    ]
+
+
+def folds_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a figure: all films together, and how far the folds lie apart."""
+    rows = []
+    for name, over in found["over_folds"].items():
+        values = [fold["overall"][name]["value"] for fold in found["each"]]
+        rows.append(
+            {
+                "figure": OVERALL_NAMES[name],
+                "all films (bootstrap)": figure(found["pooled"]["overall"][name]),
+                "mean of the folds (t interval)": figure({**over, "value": over["mean"]}),
+                "standard deviation": f"{over['sd']:.3f}",
+            }
+            | {f"fold {fold['fold']}": f"{value:.3f}" for fold, value in zip(found["each"], values, strict=True)}
+        )
+    return rows
+
+
+def how_trained(run: RunDir) -> str:
+    """Command, machine, and which epochs answered."""
+    config, numbers = read_config(run), FoldsDir(run.path).numbers
+    if numbers.exists():
+        found = read_json(numbers)
+        parts = [
+            f"fold {f['fold']} epoch {f['epoch']} of {_epochs(RunDir(run.path / f['run']))}" for f in found["each"]
+        ]
+        parts.append(f"each model learned from {found['folds'] - 2} of {found['folds']} folds, one chose its epoch")
+    else:
+        accuracy = read_json(run.validation)["overall"]["accuracy"]
+        parts = [f"epoch {read_json(run.test)['epoch']} of {_epochs(run)}", f"validation accuracy {figure(accuracy)}"]
+    return (
+        f"{config['recipe']['description']}\n\nCommand: `{config['run']['command']}`  \n"
+        f"Machine: {config['machine']['words']}; engine {config['engine']['name']}, with other work beside it.  \n"
+        f"Chosen by {OVERALL_NAMES[config['recipe']['select']]} on validation: {'; '.join(parts)}."
+    )
+
+
+def _epochs(run: RunDir) -> int:
+    with run.history.open(encoding="utf-8") as file:
+        return len(list(csv.DictReader(file)))
+
+
+def compared(found: Mapping[str, Any]) -> list[str]:
+    """Which films, and for each run but the first a row a figure."""
+    names = [title(run["recipe"], run["folds"]) for run in found["runs"]]
+    films = found["films"]
+    parts = [f"On {films['paired']:,} films in {films['groups']:,} groups, which none of the models had seen."]
+    parts += [f"Left out: {entry['films']:,} {entry['reason']}." for entry in films["left_out"]]
+    for name, run, comparison in zip(names[1:], found["runs"][1:], found["comparisons"], strict=True):
+        rows = [
+            {
+                "figure": words.name_of(label, key),
+                names[0]: figure(words.entry_of(found["runs"][0], label, key)),
+                name: figure(words.entry_of(run, label, key)),
+                "difference": words.difference_of(entry),
+                "verdict": words.verdict_of(entry),
+            }
+            for label, key, entry in words.rows_of(comparison)
+        ]
+        parts += [f"**{name}** against **{names[0]}**:", table(rows)]
+    return parts
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(map(str, row.values())) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
-    for argument in sys.argv[1:]:
-        collect(RunDir(Path(argument)))
+    given = [RunDir(Path(argument)) for argument in sys.argv[1:]]
+    for run in given:
+        collect(run)
+    write_comparisons(given)
     runs = [RunDir(folder) for folder in sorted(RESULTS.iterdir()) if RunDir(folder).config.exists()]
-    parts = [
-        "# Results on real radiographs",
-        *INTRODUCTION[:1],
-        table([row_of(run) for run in runs]),
-        *INTRODUCTION[1:],
-    ]
+    overview = table([row_of(run) for run in runs])
+    parts = ["# Results on real radiographs", INTRODUCTION, overview, FILMS]
     for run in runs:
-        config = tomllib.loads(run.config.read_text("utf-8"))
-        parts += [
-            f"## {config['recipe']['name']}",
-            f"{config['recipe']['description']}\n\nCommand: `{config['run']['command']}`  \n"
-            f"Machine: {config['machine']['words']}; engine {config['engine']['name']}, with other work beside it.",
-            table(classes_of(run)),
-            f"![Loss and accuracy]({run.path.name}/figures/curves.png)\n"
-            f"![Confusion matrix]({run.path.name}/figures/confusion.png)\n"
-            f"![ROC curves]({run.path.name}/figures/roc.png)\n"
-            f"![Precision-recall curves]({run.path.name}/figures/precision_recall.png)",
-        ]
+        parts += [f"## {title_of(run)}", how_trained(run)]
+        if FoldsDir(run.path).numbers.exists():
+            found = read_json(FoldsDir(run.path).numbers)
+            parts += [table(folds_of(found)), "\n".join(f"- {note}" for note in found["notes"])]
+        pictures = "\n".join(
+            f"![{heading}]({run.path.name}/figures/{name}.png)"
+            for name, heading in SHOWN.items()
+            if (run.figures / f"{name}.png").exists()
+        )
+        parts += [table(classes_of(run)), table(confusion_of(run)), pictures]
+    for name in COMPARISONS:
+        if (RESULTS / name).exists():
+            heading = "Compared" if name == COMPARISONS[0] else "The runs of folds compared on all films"
+            parts += [f"## {heading}", *compared(read_json(RESULTS / name))]
     write_text(RESULTS / "README.md", "\n\n".join(parts) + "\n")
-    print(table([row_of(run) for run in runs]))
+    print(overview)
 
 
 if __name__ == "__main__":

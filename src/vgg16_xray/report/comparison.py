@@ -49,13 +49,13 @@ def say_compared(found: Mapping[str, Any]) -> None:
         for column in (first["name"], run["name"], "difference"):
             table.add_column(column, justify="right")
         table.add_column("verdict")
-        for label, name, of_run in _rows(comparison):
+        for label, name, of_run in rows_of(comparison):
             table.add_row(
-                _name(label, name),
-                figure(_of(first, label, name)),
-                figure(_of(run, label, name)),
-                _difference(of_run),
-                _verdict(of_run),
+                name_of(label, name),
+                figure(entry_of(first, label, name)),
+                figure(entry_of(run, label, name)),
+                difference_of(of_run),
+                verdict_of(of_run),
                 end_section=name == "log_loss",
             )
         out.print(table)
@@ -94,7 +94,7 @@ def write_comparison(found: Mapping[str, Any], out: ComparisonDir) -> Path:
                 "run": run,
                 "comparison": comparison,
                 "summary": _summary(comparison),
-                "rows": [_row(found["runs"][0], run, *row) for row in _rows(comparison)],
+                "rows": [_row(found["runs"][0], run, *row) for row in rows_of(comparison)],
                 "mcnemar": mcnemar_words(comparison),
             }
             for run, comparison in zip(found["runs"][1:], found["comparisons"], strict=True)
@@ -132,7 +132,7 @@ def forest(found: Mapping[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     runs = [comparison["run"] for comparison in found["comparisons"]]
-    rows = [(label, name) for label, name, _ in _rows(found["comparisons"][0]) if name not in LESS_IS_BETTER]
+    rows = [(label, name) for label, name, _ in rows_of(found["comparisons"][0]) if name not in LESS_IS_BETTER]
     turned = [(None, name) for name in FIGURES if name in LESS_IS_BETTER]
     high = 0.16 + 0.17 * max(1, len(runs))  # inches a row
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -163,7 +163,7 @@ def _forest(axes: Axes, found: Mapping[str, Any], rows: Sequence[tuple[str | Non
     several = len(found["comparisons"])
     for k, (label, name) in enumerate(rows):
         for i, comparison in enumerate(found["comparisons"]):
-            entry = _of(comparison, label, name)
+            entry = entry_of(comparison, label, name)
             height = k + (i - (several - 1) / 2) * 0.5 / max(1, several - 1)
             colour = PALETTE[i % len(PALETTE)]
             if entry["difference"] is None:
@@ -179,7 +179,7 @@ def _forest(axes: Axes, found: Mapping[str, Any], rows: Sequence[tuple[str | Non
     bounds = axes.get_xlim()
     axes.set_xlim(min(bounds[0], -0.01), max(bounds[1], 0.01))
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_yticks(range(len(rows)), [_short(_name(label, name), 36) for label, name in rows], color=INK)
+    axes.set_yticks(range(len(rows)), [_short(name_of(label, name), 36) for label, name in rows], color=INK)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
@@ -195,7 +195,7 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
 
 
-def _rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str | None, str, Mapping[str, Any]]]:
+def rows_of(comparison: Mapping[str, Any]) -> Iterator[tuple[str | None, str, Mapping[str, Any]]]:
     """(class or None, figure, its entry): the overall figures, then those of each class."""
     for name in FIGURES:
         yield None, name, comparison["overall"][name]
@@ -204,12 +204,14 @@ def _rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str | None, str, Mapp
             yield label, name, figures[name]
 
 
-def _of(holder: Mapping[str, Any], label: str | None, name: str) -> Mapping[str, Any]:
+def entry_of(holder: Mapping[str, Any], label: str | None, name: str) -> Mapping[str, Any]:
+    """A figure of a run or of a comparison: an overall one where `label` is None, else that of the class."""
     found: Mapping[str, Any] = (holder["overall"] if label is None else holder["per_class"][label])[name]
     return found
 
 
-def _name(label: str | None, name: str) -> str:
+def name_of(label: str | None, name: str) -> str:
+    """What a figure is called: ``Macro F1``, ``Sensitivity, COVID``."""
     return OVERALL_NAMES[name] if label is None else f"{PER_CLASS_NAMES[name]}, {label}"
 
 
@@ -218,10 +220,10 @@ def _row(
 ) -> dict[str, Any]:
     return {
         "label": label,
-        "name": _name(label, name),
+        "name": name_of(label, name),
         "meaning": OVERALL_MEANINGS[name] if label is None else "",
-        "first": _of(first, label, name),
-        "this": _of(run, label, name),
+        "first": entry_of(first, label, name),
+        "this": entry_of(run, label, name),
         "entry": entry,
         "verdict": entry["verdict"],
         "why": entry["why"],
@@ -238,13 +240,15 @@ def _bounds(entry: Mapping[str, Any]) -> str:
     return f"{_signed(entry['low'])} to {_signed(entry['high'])}" if has_interval(entry) else ""
 
 
-def _difference(entry: Mapping[str, Any]) -> str:
+def difference_of(entry: Mapping[str, Any]) -> str:
+    """``+0.012 (+0.003 to +0.021)``, or a dash where there is none."""
     if entry["difference"] is None:
         return "–"
     return _signed(entry["difference"]) + (f" ({bounds})" if (bounds := _bounds(entry)) else "")
 
 
-def _verdict(entry: Mapping[str, Any]) -> str:
+def verdict_of(entry: Mapping[str, Any]) -> str:
+    """The verdict, and what speaks against the interval."""
     return f"{entry['verdict']} ({entry['why']})" if entry["why"] else str(entry["verdict"])
 
 
@@ -296,6 +300,6 @@ def _equals(p: float) -> str:
 def _summary(comparison: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """(verdict, figures) in the order better, worse, no difference shown; without empty ones."""
     found: dict[str, list[str]] = {BETTER: [], WORSE: [], NOT_SHOWN: []}
-    for label, name, entry in _rows(comparison):
-        found[entry["verdict"]].append(_name(label, name))
+    for label, name, entry in rows_of(comparison):
+        found[entry["verdict"]].append(name_of(label, name))
     return [(verdict, names) for verdict, names in found.items() if names]
