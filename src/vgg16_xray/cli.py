@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vgg16_xray import RESEARCH_USE_ONLY, __version__
+from vgg16_xray import RESEARCH_USE_ONLY, __version__, ranks
 from vgg16_xray.config import SEED
 from vgg16_xray.errors import EXIT_DONE, EXIT_SOME_FAILED, EXIT_UNUSABLE, UserError
 from vgg16_xray.extras import require
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: What a shell expects of a program that was interrupted: 128 + SIGINT.
 EXIT_INTERRUPTED = 130
+#: Commands that several processes of a launcher carry out together, see :mod:`vgg16_xray.ranks`.
+TOGETHER = ("run", "train", "validate", "test")
 #: What typer raises for wrong usage: ``ClickException`` of the click that this typer was made with, which may be click
 #: itself or typer's own copy of it.
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
@@ -236,7 +240,7 @@ def train(run: Run, resume: Resume = False) -> None:
     from vgg16_xray.steps.train import train as train_step
 
     run_dir = _existing(run)
-    with run_dir.alone():
+    with ranks.held_by_first(run_dir.alone()):
         say_trained(train_step(run_dir, resume=resume), run_dir)
 
 
@@ -251,7 +255,7 @@ def validate(run: Run) -> None:
     from vgg16_xray.steps.validate import validate as validate_step
 
     run_dir = _existing(run)
-    with run_dir.alone():
+    with ranks.held_by_first(run_dir.alone()):
         say_measured("validation", validate_step(run_dir))
 
 
@@ -267,9 +271,10 @@ def test(run: Run) -> None:
     from vgg16_xray.steps.test import test as test_step
 
     run_dir = _existing(run)
-    with run_dir.alone():
+    with ranks.held_by_first(run_dir.alone()):
         say_measured("test", test_step(run_dir))
-        after_test(run_dir)
+        if ranks.first():
+            after_test(run_dir)
 
 
 @app.command()
@@ -458,7 +463,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that knows no dash between two bounds must not end what took an hour to compute.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    if ranks.size() > 1:
+        # After an error: threads that wait for a rank which is gone would not let the process end.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -466,31 +476,46 @@ def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments[:here]
     arguments = [argument for argument in arguments[:here] if argument != "--debug"] + arguments[here:]
     try:
-        code = int(app(arguments or ["--help"], standalone_mode=False) or EXIT_DONE)
+        with _together(arguments):
+            code = int(app(arguments or ["--help"], standalone_mode=False) or EXIT_DONE)
     except UserError as error:
         if debug:
             raise
-        typer.echo(f"vgg16-xray: {error}", err=True)
+        ranks.say_once(f"vgg16-xray: {error}")
         return error.exit_code
     except WRONG_USAGE as error:
-        typer.echo(f"vgg16-xray: {' '.join(error.format_message().split()).rstrip('.')}; --help shows how", err=True)  # type: ignore[attr-defined]
+        ranks.say_once(f"vgg16-xray: {' '.join(error.format_message().split()).rstrip('.')}; --help shows how")  # type: ignore[attr-defined]
         return EXIT_UNUSABLE
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
+    except ranks.Terminated:
+        ranks.say_once(
+            "vgg16-xray: stopped by the launcher, as when another process of this run is gone; what was saved is kept, "
+            "and the same command goes on from there, with any number of processes"
+        )
+        return ranks.EXIT_TERMINATED
     except Exception as error:
         if debug:
             raise
-        typer.echo(
+        ranks.say_once(
             f"vgg16-xray: unexpected {type(error).__name__}: {' '.join(str(error).split())}; "
-            "what is finished is kept; --debug shows where, please report it",
-            err=True,
+            "what is finished is kept; --debug shows where, please report it"
         )
         return EXIT_UNUSABLE
     if code == EXIT_INTERRUPTED:
-        typer.echo(
-            "vgg16-xray: interrupted; what is finished is kept, and the same command goes on from there", err=True
-        )
+        ranks.say_once("vgg16-xray: interrupted; what is finished is kept, and the same command goes on from there")
     return code
+
+
+def _together(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
+    """Join the processes that a launcher started, where the command is one that they carry out together."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if (count := ranks.launched()) > 1 and command not in TOGETHER:
+        raise UserError(
+            f"vgg16-xray {command}: must be started once, found {count} processes of a launcher",
+            hint=f"several processes share {', '.join(TOGETHER)}",
+        )
+    return ranks.joined()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg16_xray import __version__
+from vgg16_xray import __version__, ranks
 from vgg16_xray.config import SEED, Recipe
 from vgg16_xray.errors import UserError
+from vgg16_xray.files import read_json
 from vgg16_xray.rundir import ComparisonDir, FoldsDir, RunDir, key_of, read_config, sha256_of, update_config
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run_all(
     seeds: int = 1,
     command: str = "",
 ) -> Finished:
-    """Preprocess, initialise, train, validate, test and report.
+    """Preprocess, initialise, train, validate, test and report; several ranks do so together, see :mod:`.ranks`.
 
     Args:
         data: Folders or tables of films, see :mod:`vgg16_xray.films.dataset`.
@@ -85,7 +86,8 @@ def run_all(
 
     if resume:
         _refuse_to_resume(run, recipe, folds=folds, seed=seed)
-    with run.alone():
+
+    def prepare() -> None:
         preprocessed = preprocess(data, run, mapping=mapping, seed=seed, resplit=resplit)
         say_preprocessed(preprocessed, run)
         if not preprocessed.already_done or not run.figures.exists():
@@ -95,19 +97,26 @@ def run_all(
         if asked.items() - read_config(run)["run"].items():
             update_config(run, run=asked)
         say_initialised(initialised)
+
+    with ranks.held_by_first(run.alone()):
+        ranks.by_first(prepare, lambda: None)
         tested = found = None
         if folds:
             found = _run_folds(run, folds=folds, seeds=seeds, resume=resume)
-            say_folds(found, run)
+            if ranks.first():
+                say_folds(found, run)
         else:
             say_trained(train(run, resume=resume), run)
             say_measured("validation", validate(run))
             tested = test(run)
             say_measured("test", tested)
             if seeds > 1:
-                members = lay_out_seeds(run, seeds=seeds)
+                members = ranks.first_then_others(lambda: lay_out_seeds(run, seeds=seeds))
                 _run_members(members[1:], resume=False)
-                say_seeds(collect_seeds(run, members), run)
+                if ranks.first():
+                    say_seeds(collect_seeds(run, members), run)
+        if not ranks.first():
+            return Finished(test=tested, folds=found, report=run.report)
         drawn = [run.figures / PICTURES[name].file for name in (AFTER_PREPROCESS if folds else PICTURES)]
         key = _key_of_report(run)
         if not run.is_done(REPORT, key, [run.report, *drawn]):
@@ -123,10 +132,12 @@ def run_all(
 def _run_folds(run: RunDir, *, folds: int, seeds: int, resume: bool) -> dict[str, Any]:
     from vgg16_xray.steps.folds import collect_folds, lay_out_folds, withdraw_if_others
 
-    members = lay_out_folds(run, folds=folds, seeds=seeds)
-    withdraw_if_others(run, members)
+    members = ranks.first_then_others(lambda: lay_out_folds(run, folds=folds, seeds=seeds))
+    ranks.by_first(lambda: withdraw_if_others(run, members), lambda: None)
     _run_members(members, resume=resume)
-    return collect_folds(run, members, folds=folds)
+    return ranks.by_first(
+        lambda: collect_folds(run, members, folds=folds), lambda: dict(read_json(FoldsDir(run.path).numbers))
+    )
 
 
 def _run_members(members: Sequence[Member], *, resume: bool) -> None:
@@ -138,8 +149,8 @@ def _run_members(members: Sequence[Member], *, resume: bool) -> None:
 
     for member in members:
         console().print(f"{member.words}, in {member.run.path}")
-        with member.run.alone():
-            say_trained(train(member.run, resume=resume and member.run.last.exists()), member.run)
+        with ranks.held_by_first(member.run.alone()):
+            say_trained(train(member.run, resume=ranks.agree(resume and member.run.last.exists())), member.run)
             say_measured("validation", validate(member.run))
             say_measured("test", test(member.run), table=False)
 

@@ -56,7 +56,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappin
     """
     from safetensors.torch import save_file
 
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**header, DIGEST: _digest(contiguous)}, allow_nan=False)
     with whole_file(path) as temporary:
         try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vgg16_xray import __version__
+from vgg16_xray import __version__, ranks
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, saying_why_not_written, write_json
 from vgg16_xray.films.store import RELEASE_AFTER_BYTES, release
@@ -39,6 +39,8 @@ CHUNK = 32
 #: Films of a shard, what a kill can cost: a minute on two cores. A multiple of CHUNK, so that batches are the same
 #: whichever shards are made.
 SHARD = 512
+#: Seconds after which a shared folder surely shows what another machine wrote: NFS keeps a listing for up to 60.
+SHOWN_AFTER_S = 90.0
 #: Bytes that are read at once when a checksum is verified.
 BLOCK_BYTES = 16 * 1024 * 1024
 #: Linux maps more of a file than the row that is read: the whole large folio in which it lies, up to a huge page.
@@ -107,7 +109,8 @@ def store_features(
 ) -> StoredFeatures:
     """Compute features of films once and keep them; make only what is missing or damaged.
 
-    Two processes that want the same store do not make it twice: the second waits for the first.
+    Two runs that want the same store do not make it twice: the second waits for the first. The ranks of one run share
+    the making, under the lock that the first of them holds.
 
     Args:
         source: Computes the features of films 0 to `films` - 1.
@@ -122,17 +125,21 @@ def store_features(
     """
     maker = _Maker(source, films, shape, store, words, title)
     shards = maker.open()
-    if len(shards) < maker.count:
-        with _alone(store):
+    if ranks.agree(len(shards)) < maker.count:
+        with ranks.held_by_first(_alone(store)):
             maker.make()
+            ranks.wait()
             shards = maker.open()
+    if len(shards) < maker.count:
+        shards = maker.open(wait_s=SHOWN_AFTER_S if ranks.size() > 1 else 0)
         if len(shards) < maker.count:
             raise UserError(
                 f"{store.path}: must hold what was written to it, found other bytes", hint="the disk may be failing"
             )
     # When it was used last; a cache that can only be read is as good.
     with contextlib.suppress(OSError):
-        os.utime(store.description)
+        if ranks.first():
+            os.utime(store.description)
     return StoredFeatures([shards[number] for number in range(maker.count)], where=store.path)
 
 
@@ -163,8 +170,14 @@ class _Maker:
         """Bytes of the features of shards."""
         return sum(int(np.prod(self.shape_of(number))) * 2 for number in numbers)
 
-    def open(self) -> dict[int, np.ndarray]:
-        """Map the shards that are what their names say: {number: (n, h, w, C) float16}."""
+    def open(self, *, wait_s: float = 0) -> dict[int, np.ndarray]:
+        """Map the shards that are what their names say, {number: (n, h, w, C) float16}; wait for those that are not."""
+        until = time.monotonic() + wait_s
+        while len(shards := self._open()) < self.count and time.monotonic() < until:
+            time.sleep(1)
+        return shards
+
+    def _open(self) -> dict[int, np.ndarray]:
         shards = {}
         for number, checksum, path in self.store.shards():
             if number < self.count and number not in shards:
@@ -174,7 +187,19 @@ class _Maker:
         return shards
 
     def make(self) -> None:
-        """Make what is missing; what is damaged goes first, so that it takes no room."""
+        """Make what is missing, a rank the next shard whenever it has made one."""
+        missing = ranks.agree(self._prepare() if ranks.first() else [])
+        if not missing:
+            return
+        with progress(self.title, total=self.films) as bar:
+            bar.start_at(self.films - sum(len(self.rows(number)) for number in missing))
+            for turn in ranks.turns(len(missing)):
+                # Those before were given to this rank or to others.
+                bar.advance(self.films - sum(len(self.rows(number)) for number in missing[turn:]) - bar.done)
+                self._make(missing[turn], bar.advance)
+
+    def _prepare(self) -> list[int]:
+        """Which shards are to be made; what is damaged goes first, so that it takes no room."""
         good = self.open()
         for number, _, path in self.store.shards():
             if number not in good:
@@ -183,7 +208,7 @@ class _Maker:
                     path.unlink()
         missing = [number for number in range(self.count) if number not in good]
         if not missing:
-            return
+            return missing
         self._find_room(missing)
         write_json(
             self.store.description,
@@ -199,10 +224,7 @@ class _Maker:
                 "made_by": f"vgg16-xray {__version__}",
             },
         )
-        with progress(self.title, total=self.films) as bar:
-            bar.start_at(self.films - sum(len(self.rows(number)) for number in missing))
-            for number in missing:
-                self._make(number, bar.advance)
+        return missing
 
     def _find_room(self, missing: Sequence[int]) -> None:
         channels, height, width = self.shape

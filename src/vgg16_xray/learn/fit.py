@@ -2,6 +2,9 @@
 
 Everything random in a step follows from (seed, epoch, step), and the state is saved whole, so that a training which is
 killed at any moment and resumed ends with the same bytes as one that was not (same machine, same engine).
+
+Several ranks take a part of each step's films. What is random in a step is drawn for all of its films by each of them,
+the loss is weighted over all, and gradients are added up: the step is the one that a single process would have made.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vgg16_xray import ranks
 from vgg16_xray.config import Recipe
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_text
 from vgg16_xray.learn.checkpoint import ModelConfig, load_exactly, load_tensors, save_model, save_tensors
+from vgg16_xray.learn.devices import put
 from vgg16_xray.progress import progress
 
 if TYPE_CHECKING:
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two saved states inside an epoch: what a kill can cost.
 SAVE_EVERY_S = 60.0
+#: Seconds between two looks at the running sums: each makes the host wait for the device.
+LOOK_EVERY_S = 10.0
 #: Training films that the head's standardisation is taken from: their mean is known to a fortieth of a deviation.
 STANDARD_FILMS = 2048
 #: Films that are validated together.
@@ -122,16 +129,16 @@ def fit(
         last=last,
         cycles=tuple(cycles) or (recipe.epochs,),
     )
-    if last.exists():
+    if ranks.agree(last.exists()):
         loop.resume({key, *continues})
-        if loop.history and not history.exists():
+        if ranks.first() and loop.history and not history.exists():
             _write_history(history, loop.history)
     else:
         _measure_standard(trainable, data, seed=seed, engine=engine)
     with torch.random.fork_rng(devices=[]):
         while not loop.is_over():
             row = loop.run_epoch()
-            if loop.is_best(row):
+            if ranks.first() and loop.is_best(row):
                 config = ModelConfig(
                     labels=tuple(labels),
                     head=recipe.head,
@@ -146,7 +153,8 @@ def fit(
                 with loop.averaged_weights():
                     save_model(best, model, config)
             # History and best model first: if the state is not saved, the epoch is run again and they are the same.
-            _write_history(history, [*loop.history, row])
+            if ranks.first():
+                _write_history(history, [*loop.history, row])
             loop.finish_epoch(row)
     return loop.history
 
@@ -215,6 +223,8 @@ def probabilities(
 ) -> np.ndarray:
     """Softmax of the logits of films. A film's row in the answer is its place in `rows`: order changes nothing else.
 
+    Ranks share the films and each gets all the answers.
+
     Args:
         trainable: What stands on the frozen part, in evaluation mode.
         source: Gives the features.
@@ -229,16 +239,20 @@ def probabilities(
 
     import torch
 
-    out: list[np.ndarray] = []
     bar = progress(description, total=len(rows)) if description else contextlib.nullcontext()
     with bar as counter, torch.no_grad():
-        for start in range(0, len(rows), VALIDATION_BATCH):
-            chunk = rows[start : start + VALIDATION_BATCH]
+
+        def answer(chunk: np.ndarray) -> torch.Tensor:
             logits = forward(trainable, source.take(chunk), engine)
-            out.append(torch.softmax(logits.double(), dim=1).numpy())
             if counter is not None:
-                counter.advance(len(chunk))
-    return np.concatenate(out)
+                counter.advance(min(len(chunk) * ranks.size(), len(rows) - counter.done))
+            return logits
+
+        chunks = [rows[start : start + VALIDATION_BATCH] for start in range(0, len(rows), VALIDATION_BATCH)]
+        # Brought to the host when all are under way: a GPU does not wait between two chunks.
+        mine = [answer(chunk) for chunk in ranks.mine_of(chunks)]
+        answers = ranks.all_of([torch.softmax(logits.cpu().double(), dim=1).numpy() for logits in mine])
+        return np.concatenate(answers)
 
 
 def forward(trainable: torch.nn.Module, features: torch.Tensor, engine: Engine) -> torch.Tensor:
@@ -248,7 +262,7 @@ def forward(trainable: torch.nn.Module, features: torch.Tensor, engine: Engine) 
     if engine.dtype == torch.float32:
         logits: torch.Tensor = trainable(features.float())
         return logits
-    with torch.autocast("cpu", engine.dtype):
+    with torch.autocast(features.device.type, engine.dtype):
         logits = trainable(features)
     return logits.float()
 
@@ -269,7 +283,7 @@ def _measure_standard(trainable: torch.nn.Module, data: TrainingData, *, seed: i
         probabilities(trainable.eval(), data.train_features(0), drawn, engine=engine, description="standardise")
     finally:
         handle.remove()
-    layer.measure(torch.cat(seen))
+    layer.measure(torch.cat(ranks.all_of([features.cpu() for features in seen])))
 
 
 class _Loop:
@@ -290,21 +304,32 @@ class _Loop:
     ) -> None:
         import torch
 
+        from vgg16_xray.learn.heads import Dropout
+
         self.trainable, self.data, self.recipe = trainable, data, recipe
         self.seed, self.key, self.engine, self.last = seed, key, engine, last
         self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
+        self.device = next(trainable.parameters()).device
         self._sums = {"loss": 0.0, "correct": 0.0, "films": 0.0, "seconds": 0.0}
+        #: Loss and right answers of the epoch so far, on the device; looked at now and then.
+        double = torch.float32 if self.device.type == "mps" else torch.float64
+        self._running = torch.zeros(2, dtype=double, device=self.device)
+        self._dropouts = [module for module in trainable.modules() if isinstance(module, Dropout)]
         self._steps = math.ceil(len(data.train) / recipe.batch)
         self._cycles = cycles
         #: Epochs, counted from 0, at which the cycles began. A cycle that was stopped early lets the next begin early.
         self._began = [0]
         groups = parameter_groups(trainable, recipe)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        on_gpu = self.device.type == "cuda"
         # Keras' Adam has epsilon 1e-7 and torch's 1e-8: without effect at these rates.
-        self.optimizer = kinds[recipe.optimizer](groups, lr=recipe.head_rate, weight_decay=recipe.weight_decay)
+        self.optimizer = kinds[recipe.optimizer](
+            groups, lr=recipe.head_rate, weight_decay=recipe.weight_decay, fused=on_gpu or None
+        )
         targets = data.targets[data.train]
-        self._weights = torch.from_numpy(class_weights(targets, classes=classes, kind=recipe.class_weights)).float()
+        self._weights = class_weights(targets, classes=classes, kind=recipe.class_weights)
+        self._loss_weights = torch.from_numpy(self._weights).float().to(self.device)
         drawn = class_weights(targets, classes=classes, kind=recipe.sampling)[targets]
         self._drawn = None if recipe.sampling == "none" else drawn / drawn.sum()
         self._average = {name: p.detach().clone() for name, p in trainable.named_parameters()} if recipe.ema else {}
@@ -316,23 +341,27 @@ class _Loop:
             order = rng.choice(self.data.train, size=len(self.data.train), p=self._drawn)
         self._unfreeze()
         source = self.data.train_features(self.epoch)
-        saved = time.monotonic()
-        started = time.monotonic()
+        self._in_step = ranks.in_step(self.trainable)
+        saved = started = looked = time.monotonic()
+        note = ""
         self.trainable.train()
         title = f"epoch {self.epoch + 1} of {self.recipe.epochs}"
         with progress(title, total=len(order)) as bar:
             bar.start_at(min(self.step * self.recipe.batch, len(order)))
             while self.step < self._steps:
                 rows = order[self.step * self.recipe.batch : (self.step + 1) * self.recipe.batch]
-                self._train_step(source.take(rows), rows)
+                self._train_step(source, rows)
                 self.step += 1
-                films = self._sums["films"]
-                note = f"loss {self._sums['loss'] / films:.4f}, accuracy {self._sums['correct'] / films:.4f}"
+                if time.monotonic() - looked > LOOK_EVERY_S:
+                    self._look()
+                    looked, films = time.monotonic(), self._sums["films"]
+                    note = f"loss {self._sums['loss'] / films:.4f}, accuracy {self._sums['correct'] / films:.4f}"
                 bar.advance(len(rows), note=note)
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     self._sums["seconds"] += time.monotonic() - started
                     saved = started = time.monotonic()
                     self.save()
+        self._look()
         measured = self._validate()
         films = self._sums["films"]
         row = {
@@ -352,7 +381,7 @@ class _Loop:
         )
         return row
 
-    def _train_step(self, features: torch.Tensor, rows: np.ndarray) -> None:
+    def _train_step(self, source: FeatureSource, rows: np.ndarray) -> None:
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -360,20 +389,28 @@ class _Loop:
         torch.manual_seed(_step_seed(self.seed, total))
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self._rate_factor(self.step, since=group["first_epoch"])
-        targets = torch.from_numpy(self.data.targets[rows])
-        smoothing = self.recipe.label_smoothing
-        share, other = 1.0, targets
-        if self.recipe.mixup:
-            share = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())
-            partner = torch.randperm(len(rows))
-            other = targets[partner]
-            features = share * features + (1 - share) * features[partner]
-        logits = forward(self.trainable, features.contiguous(memory_format=torch.channels_last), self.engine)
-        loss = share * cross_entropy(logits, targets, weight=self._weights, label_smoothing=smoothing)
-        if share < 1:
-            loss = loss + (1 - share) * cross_entropy(logits, other, weight=self._weights, label_smoothing=smoothing)
-        if not torch.isfinite(loss):
-            raise self._not_finite("loss")
+        share, partner = draw_mixup(self.recipe.mixup, len(rows))
+        mine = ranks.part_of(len(rows))
+        # A rank for which no film is left steps with the others, on a film without weight.
+        counts = mine.start < mine.stop
+        held = mine if counts else slice(1)
+        for module in self._dropouts:
+            module.draw_for(len(rows), held)
+        features = _mixed(source, rows, held, share, partner)
+        logits = forward(self._in_step, features.contiguous(memory_format=torch.channels_last), self.engine)
+        answers = logits.detach().argmax(1)
+        loss = correct = torch.zeros((), device=self.device)
+        for part, classes in ((share, self.data.targets[rows]), (1 - share, self.data.targets[rows[partner]])):
+            if part:
+                weights = self._weights[classes]
+                # Of the mean over the step's films, weighted: what this rank's films contribute, times the ranks, of
+                # whose gradients the mean is taken. Alone: 1.
+                of_all = ranks.size() * weights[mine].sum() / weights.sum()
+                targets = put(classes[held], self.device)
+                loss = loss + part * of_all * cross_entropy(
+                    logits, targets, weight=self._loss_weights, label_smoothing=self.recipe.label_smoothing
+                )
+                correct = correct + part * counts * (answers == targets).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -383,10 +420,9 @@ class _Loop:
             with torch.no_grad():
                 for name, parameter in self.trainable.named_parameters():
                     self._average[name].lerp_(parameter, 1 - decay)
-        answers = logits.detach().argmax(1)
-        correct = share * (answers == targets).sum() + (1 - share) * (answers == other).sum()
-        self._sums["loss"] += loss.item() * len(rows)
-        self._sums["correct"] += float(correct)
+        step = torch.stack((loss.detach(), correct)).to(self._running)
+        step[0] *= len(rows) / ranks.size()
+        self._running += ranks.add_up(step)
         self._sums["films"] += len(rows)
 
     def _unfreeze(self) -> None:
@@ -404,6 +440,16 @@ class _Loop:
             return factor
         warm = max(1, round(self.recipe.warmup * steps))
         return factor * min(1.0, ((self.epoch - since) * self._steps + step + 1) / warm)
+
+    def _look(self) -> None:
+        """Bring the running sums to the host, which waits for the device.
+
+        Raises:
+            UserError: The loss is not finite. No state of such weights is ever saved.
+        """
+        self._sums["loss"], self._sums["correct"] = self._running.tolist()
+        if not math.isfinite(self._sums["loss"]):
+            raise self._not_finite("loss")
 
     def _validate(self) -> dict[str, float]:
         from sklearn.metrics import f1_score, log_loss
@@ -441,6 +487,7 @@ class _Loop:
         self.history.append(row)
         self.epoch, self.step = self.epoch + 1, 0
         self._sums = dict.fromkeys(self._sums, 0.0)
+        self._running.zero_()
         self.save()
         if self._cycle_is_over() and self.epoch < self._cycles[len(self._began) - 1]:
             print(f"stopped: validation {self.recipe.select} has not risen for {self.recipe.patience} epochs")
@@ -463,6 +510,9 @@ class _Loop:
         return 0 < self.recipe.patience <= waited
 
     def save(self) -> None:
+        self._look()
+        if not ranks.first():
+            return
         tensors: dict[str, torch.Tensor] = {
             f"model.{name}": tensor for name, tensor in self.trainable.state_dict().items()
         }
@@ -480,6 +530,8 @@ class _Loop:
         save_tensors(self.last, tensors, header)
 
     def resume(self, keys: Collection[str]) -> None:
+        import torch
+
         tensors, header = load_tensors(self.last)
         if header.get("key") not in keys:
             raise UserError(f"{self.last}: must belong to this training, found the state of another")
@@ -488,15 +540,41 @@ class _Loop:
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         load_exactly(self.trainable, parts["model"], where=str(self.last))
-        self._average = parts["average"]
+        for name, tensor in parts["average"].items():
+            self._average[name].copy_(tensor)
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             number, _, rest = name.partition(".")
             state.setdefault(int(number), {})[rest] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for parameter, moments in self.optimizer.state.items():
+            for name, tensor in moments.items():
+                if tensor.shape == parameter.shape:  # in the parameter's layout, which a fused optimizer relies on
+                    moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
         self.epoch, self.step = header["epoch"], header["step"]
         self._sums, self.history, self._began = header["sums"], header["history"], header["began"]
+        self._running.copy_(torch.tensor([self._sums["loss"], self._sums["correct"]], dtype=torch.float64))
         print("trained already" if self.is_over() else f"resumed at epoch {self.epoch + 1}, step {self.step}")
+
+
+def draw_mixup(alpha: float, films: int) -> tuple[float, np.ndarray]:
+    """Draw mixup of a step's films from torch's generator: the films' share, and (films,) whom each is mixed with."""
+    import torch
+
+    if not alpha:
+        return 1.0, np.arange(films)
+    return float(torch.distributions.Beta(alpha, alpha).sample()), torch.randperm(films).numpy()
+
+
+def _mixed(source: FeatureSource, rows: np.ndarray, held: slice, share: float, partner: np.ndarray) -> torch.Tensor:
+    """Features of the films that this rank holds of a step's `rows`, mixed with partners that others may hold."""
+    own = np.arange(len(rows))[held]
+    if share == 1:
+        return source.take(rows[own])
+    needed = np.union1d(own, partner[own])
+    features = source.take(rows[needed])
+    here, there = (put(np.searchsorted(needed, places), features.device) for places in (own, partner[own]))
+    return share * features[here] + (1 - share) * features[there]
 
 
 class _Swap:

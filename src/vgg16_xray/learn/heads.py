@@ -64,6 +64,28 @@ class Standardise(nn.Module):
         return (x.float() - self.mean) / self.deviation
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose mask is drawn for all films of a step, of which a process may hold a part only.
+
+    So what is dropped does not depend on how many processes share the step.
+    """
+
+    _films: int | None = None
+    _part = slice(None)
+
+    def draw_for(self, films: int, part: slice) -> None:
+        """Say how many films the next steps have and which of them the next inputs are."""
+        self._films, self._part = films, part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, ...) -> (B, ...); B films are the part of :meth:`draw_for`."""
+        if not (self.training and self.p):
+            return x
+        films = len(x) if self._films is None else self._films
+        kept = torch.empty(films, *x.shape[1:], dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
+        return x * kept.div_(1 - self.p)[self._part]
+
+
 class FlatSequential(nn.Sequential):
     """A sequence that flattens its input first, so that its layers carry torchvision's numbers 0, 3 and 6."""
 
@@ -87,19 +109,17 @@ def _linear(classes: int, dropout: float) -> nn.Sequential:
 
 
 def _gap(classes: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        AverageAndMaximum(), Standardise(2 * CHANNELS), nn.Dropout(dropout), dense(2 * CHANNELS, classes)
-    )
+    return nn.Sequential(AverageAndMaximum(), Standardise(2 * CHANNELS), Dropout(dropout), dense(2 * CHANNELS, classes))
 
 
 def _vgg(classes: int, dropout: float) -> nn.Sequential:
     return FlatSequential(
         dense(CHANNELS * SIDE * SIDE, HIDDEN),
         nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         dense(HIDDEN, HIDDEN),
         nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         dense(HIDDEN, classes),
     )
 

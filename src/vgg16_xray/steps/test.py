@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vgg16_xray import ranks
 from vgg16_xray.files import read_json, write_json, write_text
 from vgg16_xray.films.split import TEST
 from vgg16_xray.rundir import RunDir, key_of
@@ -34,15 +35,19 @@ def test(run: RunDir) -> dict[str, Any]:
     started = time.monotonic()
     trained = TrainedRun(run)
     key = key_of(trained.checkpoint_sha256, trained.plan.key)
-    if run.is_done(STEP, key, [run.test, run.predictions]):
+    if ranks.agree(run.is_done(STEP, key, [run.test, run.predictions])):
         return dict(read_json(run.test))
     probabilities = trained.probabilities(np.arange(len(trained.manifest)))
-    measured = trained.measure(probabilities[rows_of(trained.manifest, TEST)], TEST)
-    table = predictions_table(trained.manifest, probabilities, trained.plan.labels)
-    write_text(run.predictions, table.to_csv(index=False, lineterminator="\n"))
-    write_json(run.test, measured)
-    run.stamp(STEP, key, seconds=time.monotonic() - started)
-    return measured
+
+    def measure() -> dict[str, Any]:
+        measured = trained.measure(probabilities[rows_of(trained.manifest, TEST)], TEST)
+        table = predictions_table(trained.manifest, probabilities, trained.plan.labels)
+        write_text(run.predictions, table.to_csv(index=False, lineterminator="\n"))
+        write_json(run.test, measured)
+        run.stamp(STEP, key, seconds=time.monotonic() - started)
+        return measured
+
+    return ranks.by_first(measure, lambda: dict(read_json(run.test)))
 
 
 def predictions_table(manifest: pd.DataFrame, probabilities: np.ndarray, labels: tuple[str, ...]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vgg16_xray import ranks
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import saying_why_not_written
 from vgg16_xray.films.split import TRAIN, VALIDATION
@@ -60,14 +61,10 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
     started = time.monotonic()
     plan = read_plan(run)
     outputs = [run.best, run.last, run.history]
-    if run.is_done(STEP, plan.key, outputs):
+    if ranks.agree(run.is_done(STEP, plan.key, outputs)):
         return Trained(history=read_history(run.history), already_done=True)
     manifest = read_manifest(run)
-    if resume:
-        refuse_to_resume(run, plan)
-    # Until this training has finished, nobody takes what lies there for its result.
-    run.unstamp(STEP)
-    _set_others_aside(run, plan)
+    ranks.by_first(lambda: _make_way(run, plan, resume=resume), lambda: None)
     pixels = open_pixels(run, manifest)
     model = assemble(
         plan.recipe, classes=len(plan.labels), weights=plan.weights, seed=plan.seed, sha256=plan.weights_sha256
@@ -100,7 +97,8 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
         continues=plan.continues,
     )
     # The epochs of interrupted calls count: each row of the history knows how long its epoch took.
-    run.stamp(STEP, plan.key, seconds=before_fitting + sum(row["seconds"] for row in history))
+    seconds = before_fitting + sum(row["seconds"] for row in history)
+    ranks.by_first(lambda: run.stamp(STEP, plan.key, seconds=seconds), lambda: None)
     return Trained(history=history, already_done=False)
 
 
@@ -239,6 +237,14 @@ def read_history(path: Path) -> list[dict[str, float]]:
     import pandas as pd
 
     return [{str(k): float(v) for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
+
+
+def _make_way(run: RunDir, plan: Plan, *, resume: bool) -> None:
+    if resume:
+        refuse_to_resume(run, plan)
+    # Until this training has finished, nobody takes what lies there for its result.
+    run.unstamp(STEP)
+    _set_others_aside(run, plan)
 
 
 def _set_others_aside(run: RunDir, plan: Plan) -> None:
