@@ -53,7 +53,7 @@ Map = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split and of the training.")]
 Resplit = Annotated[bool, typer.Option("--resplit", help="Make a new split where the data bring one.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="default, fast, notebook, or a .toml file.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="default, fast, best, notebook, or a .toml file.")]
 TrainFrom = Annotated[
     str | None,
     typer.Option("--train-from", help="head, block5, block4, block3, block2 or all; the recipe's by default."),
@@ -69,6 +69,9 @@ Weights = Annotated[
     ),
 ]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, torch-float32 or torch-bfloat16.")]
+DeviceName = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or mps; auto takes the GPU that torch can use.")
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with an interrupted training; refuse when there is none to go on with.")
 ]
@@ -142,6 +145,7 @@ def run(
     mapping: Map = None,
     weights: Weights = None,
     engine: EngineName = "auto",
+    device: DeviceName = "auto",
     seed: Seed = SEED,
     resplit: Resplit = False,
     resume: Resume = False,
@@ -173,6 +177,7 @@ def run(
         mapping=parse_mapping(mapping or []),
         weights=weights,
         engine=engine,
+        device=device,
         seed=seed,
         resplit=resplit,
         resume=resume,
@@ -213,6 +218,7 @@ def init(
     epochs: Epochs = None,
     weights: Weights = None,
     engine: EngineName = "auto",
+    device: DeviceName = "auto",
     seed: Seed = SEED,
 ) -> None:
     """Step 3: put the network together and show its layers, shapes, parameters, and what is trainable.
@@ -226,7 +232,9 @@ def init(
     run_dir = _existing(run)
     with run_dir.alone():
         chosen = _recipe(recipe, train_from=train_from, head=head, epochs=epochs)
-        say_initialised(initialise(run_dir, chosen, weights=weights, engine=engine, seed=seed), layers=True)
+        say_initialised(
+            initialise(run_dir, chosen, weights=weights, engine=engine, device=device, seed=seed), layers=True
+        )
 
 
 @app.command()

@@ -41,6 +41,7 @@ def run_all(
     mapping: Mapping[str, str] | None = None,
     weights: Path | None = None,
     engine: str = "auto",
+    device: str = "auto",
     seed: int = SEED,
     resplit: bool = False,
     resume: bool = False,
@@ -57,6 +58,7 @@ def run_all(
         mapping: ``{folder: label}``.
         weights: Weights of the base; None takes the packaged ones.
         engine: A name of :data:`vgg16_xray.learn.engines.ENGINES`.
+        device: A name of :data:`vgg16_xray.learn.devices.DEVICES`.
         seed: Seed of the split and of the training.
         resplit: Make a new split even where the data bring one.
         resume: Refuse to begin a new training.
@@ -92,7 +94,9 @@ def run_all(
         say_preprocessed(preprocessed, run)
         if not preprocessed.already_done or not run.figures.exists():
             after_preprocess(run)
-        initialised = initialise(run, recipe, weights=weights, engine=engine, seed=seed, resume=resume and not folds)
+        initialised = initialise(
+            run, recipe, weights=weights, engine=engine, device=device, seed=seed, resume=resume and not folds
+        )
         asked = {"command": command, "version": __version__}
         if asked.items() - read_config(run)["run"].items():
             update_config(run, run=asked)

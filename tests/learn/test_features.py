@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from vgg16_xray.films.store import ArrayStore
+from vgg16_xray.learn.devices import Streamed
 from vgg16_xray.learn.engines import FrozenPart, choose
 from vgg16_xray.learn.features import ComputedFeatures, in_half_precision
 
 FILMS, SIDE = 10, 8
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_a_change_meets_the_films_with_their_rows(pixels: ArrayStore) -> None:
 
     prefix = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
     frozen = FrozenPart(prefix, preprocessing="unit", engine=choose("torch-float32"))
-    plain, changed = ComputedFeatures(frozen, pixels), ComputedFeatures(frozen, pixels, change=darken)
+    plain, changed = (ComputedFeatures(frozen, Streamed(pixels, CPU), change=change) for change in (None, darken))
     rows = np.array([7, 2])
     out = changed.take(rows)
     assert seen[0].tolist() == [7, 2]

@@ -22,7 +22,7 @@ from vgg16_xray.config import Recipe, load_recipe, recipe_from
 from vgg16_xray.errors import UserError
 from vgg16_xray.learn.checkpoint import load_tensors
 from vgg16_xray.learn.features import ComputedFeatures
-from vgg16_xray.rundir import CACHE_VARIABLE, CacheDir, RunDir
+from vgg16_xray.rundir import CACHE_VARIABLE, CacheDir, RunDir, read_config, update_config
 from vgg16_xray.steps.initialise import initialise, read_plan
 from vgg16_xray.steps.preprocess import preprocess, read_manifest
 from vgg16_xray.steps.train import Features, assemble, open_pixels, read_history, rows_of, train
@@ -437,3 +437,30 @@ def test_a_store_is_named_by_all_that_its_features_depend_on(few_films: Path, tm
     assert found == {0: [2048], 1: [2048], 2: [50_176], 3: [], 4: [200_704], 5: [401_408], 6: [802_816]}
     names = [store.path.name.rpartition("-")[0] for store in CacheDir(own_cache).stores()]
     assert sorted(names) == ["block3", "block4", "block5", "head", "head-pooled", "head-pooled"]
+
+
+def test_the_device_is_recorded_and_no_model_depends_on_it(initialised_run: RunDir) -> None:
+    plan = read_plan(initialised_run)
+    recorded = read_config(initialised_run)["device"]
+    assert recorded == {"name": plan.device.name, "reason": plan.device.reason}
+    update_config(initialised_run, device={"name": "another", "reason": "a run that came from elsewhere"})
+    moved = read_plan(initialised_run)
+    assert moved.device.name in {"cpu", "cuda", "mps"}
+    assert moved.key == plan.key, "the training goes on"
+
+
+@pytest.mark.slow
+def test_an_epoch_of_best_trains_every_layer(few_films: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    preprocess([few_films], run)
+    values = load_recipe("best").as_dict() | {"epochs": 1, "head_epochs": 0, "batch": 8}
+    initialise(run, recipe_from(values, where="test"), device="cpu")
+    (row,) = train(run).history
+    assert np.isfinite(row["train_loss"])
+    plan = read_plan(run)
+    before = assemble(plan.recipe, classes=2, weights=None, seed=plan.seed).state_dict()
+    after, _ = load_tensors(run.last)
+    assert sum(name.startswith("features.") for name in before) == 26
+    for name, tensor in before.items():
+        if not name.endswith((".mean", ".deviation")):
+            assert not torch.equal(after[f"model.{name}"], tensor), name

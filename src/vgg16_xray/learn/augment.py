@@ -56,8 +56,9 @@ def apply(pixels: torch.Tensor, parameters: np.ndarray) -> torch.Tensor:
     Returns:
         (B, H, W) float32, 0..255.
     """
-    import torch
     from torch.nn.functional import affine_grid, grid_sample
+
+    from vgg16_xray.learn.devices import put
 
     shear, zoom_x, zoom_y, rotation, shift_x, shift_y, gamma, flip = parameters.T
     # Output coordinates to input coordinates, as Keras composes them: rotation, then shear, then zoom, and the flip of
@@ -71,9 +72,11 @@ def apply(pixels: torch.Tensor, parameters: np.ndarray) -> torch.Tensor:
     matrices[:, 1, 1] = zoom_y * (-sin * np.sin(shear) + cos * np.cos(shear))
     matrices[:, 0, 2] = 2 * shift_x
     matrices[:, 1, 2] = 2 * shift_y
-    grid = affine_grid(torch.from_numpy(matrices).float(), [len(pixels), 1, *pixels.shape[1:]], align_corners=False)
+    grid = affine_grid(
+        put(matrices.astype(np.float32), pixels.device), [len(pixels), 1, *pixels.shape[1:]], align_corners=False
+    )
     moved = grid_sample(pixels.unsqueeze(1), grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
-    power = torch.from_numpy(gamma).float()[:, None, None]
+    power = put(gamma.astype(np.float32), pixels.device)[:, None, None]
     return 255.0 * (moved / 255.0).clamp(0, 1) ** power if (gamma != 1).any() else moved
 
 

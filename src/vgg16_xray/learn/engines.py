@@ -57,11 +57,13 @@ class Engine:
         return torch.bfloat16 if self.name == "torch-bfloat16" else torch.float32
 
 
-def choose(name: str = "auto") -> Engine:
+def choose(name: str = "auto", *, device: str = "cpu") -> Engine:
     """Choose the engine.
 
     Args:
-        name: One of :data:`ENGINES`; ``auto`` takes bf16 where the processor has instructions for it, else float32.
+        name: One of :data:`ENGINES`; ``auto`` takes bf16 where the processor, or the card, has instructions for it,
+            else float32.
+        device: ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
         UserError: There is no such engine.
@@ -70,6 +72,12 @@ def choose(name: str = "auto") -> Engine:
         raise UserError(f"--engine: must be one of {', '.join(ENGINES)}, found '{name}'")
     if name != "auto":
         return Engine(name, "asked for")
+    if device != "cpu":
+        import torch
+
+        if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return Engine("torch-bfloat16", "the card has bf16")
+        return Engine("torch-float32", "the card has no bf16 that is known to be fast")
     found = processor_features() & {"avx512_bf16", "amx_bf16"}
     if found:
         return Engine("torch-bfloat16", f"the processor has {', '.join(sorted(found))}")

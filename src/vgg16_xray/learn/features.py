@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vgg16_xray.films.store import ArrayStore
+from vgg16_xray.learn.devices import Rows
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +53,14 @@ class ComputedFeatures:
 
     Args:
         frozen: The frozen part.
-        pixels: (N, H, W) uint8.
+        pixels: Gives (B, H, W) uint8 on the device of the frozen part.
         change: What happens to the pixels first: (rows, (B, H, W) float32 0..255) -> (B, H, W) float32 0..255.
     """
 
     def __init__(
         self,
         frozen: FrozenPart,
-        pixels: ArrayStore,
+        pixels: Rows,
         *,
         change: Callable[[np.ndarray, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
@@ -68,7 +68,5 @@ class ComputedFeatures:
 
     def take(self, rows: np.ndarray) -> torch.Tensor:
         """See :class:`FeatureSource`."""
-        import torch
-
-        films = torch.from_numpy(self._pixels.take(rows)).float()
+        films = self._pixels.take(rows).float()
         return self._frozen(films if self._change is None else self._change(rows, films))

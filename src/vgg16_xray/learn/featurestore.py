@@ -8,6 +8,7 @@ checksum cannot be parted by a kill. A shard that is not there, or not what its 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import shutil
@@ -24,6 +25,7 @@ from vgg16_xray import __version__, ranks
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, saying_why_not_written, write_json
 from vgg16_xray.films.store import RELEASE_AFTER_BYTES, release
+from vgg16_xray.learn.devices import rows_on
 from vgg16_xray.learn.engines import machine_in_words
 from vgg16_xray.learn.features import FeatureSource, in_half_precision
 from vgg16_xray.progress import progress
@@ -57,9 +59,19 @@ class StoredFeatures:
         shards: (films, h, w, C) float16 each, mapped; all but the last of the same length.
         where: The store, for an error.
         rows: (n,) int, the only films that may be asked for; None: all.
+        device: Where features are wanted; None: the processor.
     """
 
-    def __init__(self, shards: Sequence[np.ndarray], *, where: Path, rows: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        shards: Sequence[np.ndarray],
+        *,
+        where: Path,
+        rows: np.ndarray | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        import torch
+
         self._mapped, self._where = shards, where
         # Plain views: numpy's memmap class costs more for a row than the row.
         self._shards = [np.asarray(shard) for shard in shards]
@@ -68,10 +80,14 @@ class StoredFeatures:
         self._held[slice(None) if rows is None else rows] = True
         self._touched: set[int] = set()
         self._touched_bytes = 0
+        self._rows = rows_on(_Shards(self), device or torch.device("cpu"))
 
     def only(self, rows: np.ndarray) -> StoredFeatures:
         """The same store, in which these films (n,) alone may be asked for."""
-        return StoredFeatures(self._mapped, where=self._where, rows=rows)
+        same = copy.copy(self)
+        same._held = np.zeros_like(self._held)
+        same._held[rows] = True
+        return same
 
     def take(self, rows: np.ndarray) -> torch.Tensor:
         """See :class:`vgg16_xray.learn.features.FeatureSource`.
@@ -79,12 +95,14 @@ class StoredFeatures:
         Raises:
             KeyError: A film is not in the store, or may not be asked for.
         """
-        import torch
-
         rows = np.asarray(rows)
         inside = (rows >= 0) & (rows < len(self._held))
         if not inside.all() or not self._held[rows].all():
             raise KeyError(f"{self._where}: holds no features of some of the rows {rows}")
+        return self._rows.take(rows).permute(0, 3, 1, 2).float()
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """(B, h, w, C) float16, from the disk."""
         out = np.empty((len(rows), *self._shards[0].shape[1:]), dtype=np.float16)
         shards, places = np.divmod(rows, self._of_shard)
         for i, (shard, at) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
@@ -95,7 +113,22 @@ class StoredFeatures:
             for shard in self._touched:
                 release(self._mapped[shard])
             self._touched, self._touched_bytes = set(), 0
-        return torch.from_numpy(out).permute(0, 3, 1, 2).float()
+        return out
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The shards of a store as one array: a :class:`vgg16_xray.learn.devices.Readable`."""
+
+    of: StoredFeatures
+    dtype = np.dtype(np.float16)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.of._held), *self.of._shards[0].shape[1:])
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        return self.of._read(indices)
 
 
 def store_features(
@@ -106,6 +139,7 @@ def store_features(
     store: StoreDir,
     words: Mapping[str, Any],
     title: str,
+    device: torch.device | None = None,
 ) -> StoredFeatures:
     """Compute features of films once and keep them; make only what is missing or damaged.
 
@@ -119,6 +153,7 @@ def store_features(
         store: Where to keep them. Its name must tell everything that the features depend on.
         words: What they are, for ``store.json``: read by people, never by the program.
         title: The same in a few words, for the line and the progress bar.
+        device: Where they will be wanted; None: the processor.
 
     Raises:
         UserError: The disk has no room for them, or cannot be written.
@@ -140,7 +175,7 @@ def store_features(
     with contextlib.suppress(OSError):
         if ranks.first():
             os.utime(store.description)
-    return StoredFeatures([shards[number] for number in range(maker.count)], where=store.path)
+    return StoredFeatures([shards[number] for number in range(maker.count)], where=store.path, device=device)
 
 
 @dataclass(frozen=True)
@@ -266,7 +301,7 @@ class _Maker:
 
 def _as_kept(features: torch.Tensor) -> np.ndarray:
     """(B, C, h, w) of any float dtype -> (B, h, w, C) float16, contiguous."""
-    rounded: np.ndarray = in_half_precision(features).permute(0, 2, 3, 1).numpy()
+    rounded: np.ndarray = in_half_precision(features).permute(0, 2, 3, 1).cpu().numpy()
     return np.ascontiguousarray(rounded, dtype="<f2")
 
 

@@ -25,7 +25,7 @@ from vgg16_xray.config import Recipe
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_text
 from vgg16_xray.learn.checkpoint import ModelConfig, load_exactly, load_tensors, save_model, save_tensors
-from vgg16_xray.learn.devices import put
+from vgg16_xray.learn.devices import compiled, put
 from vgg16_xray.progress import progress
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def fit(
             _write_history(history, loop.history)
     else:
         _measure_standard(trainable, data, seed=seed, engine=engine)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[loop.device] if loop.device.type == "cuda" else []):
         while not loop.is_over():
             row = loop.run_epoch()
             if ranks.first() and loop.is_best(row):
@@ -309,6 +309,7 @@ class _Loop:
         self.trainable, self.data, self.recipe = trainable, data, recipe
         self.seed, self.key, self.engine, self.last = seed, key, engine, last
         self.epoch = self.step = 0
+        self._in_step, self._learning = trainable, list[bool]()
         self.history: list[dict[str, float]] = []
         self.device = next(trainable.parameters()).device
         self._sums = {"loss": 0.0, "correct": 0.0, "films": 0.0, "seconds": 0.0}
@@ -334,14 +335,19 @@ class _Loop:
         self._drawn = None if recipe.sampling == "none" else drawn / drawn.sum()
         self._average = {name: p.detach().clone() for name, p in trainable.named_parameters()} if recipe.ema else {}
 
-    def run_epoch(self) -> dict[str, float]:
+    def learn(self) -> None:
+        """Take the steps of this epoch that are left."""
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.data.train)
         if self._drawn is not None:
             order = rng.choice(self.data.train, size=len(self.data.train), p=self._drawn)
         self._unfreeze()
         source = self.data.train_features(self.epoch)
-        self._in_step = ranks.in_step(self.trainable)
+        learning = [parameter.requires_grad for parameter in self.trainable.parameters()]
+        if learning != self._learning:  # gradients are added up of what learns when this is put together
+            steps = (self.recipe.epochs - self.epoch) * self._steps
+            self._in_step = compiled(ranks.in_step(self.trainable), self.device, steps=steps)
+            self._learning = learning
         saved = started = looked = time.monotonic()
         note = ""
         self.trainable.train()
@@ -362,6 +368,11 @@ class _Loop:
                     saved = started = time.monotonic()
                     self.save()
         self._look()
+        self._sums["seconds"] += time.monotonic() - started
+
+    def run_epoch(self) -> dict[str, float]:
+        self.learn()
+        started = time.monotonic()
         measured = self._validate()
         films = self._sums["films"]
         row = {

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -79,12 +80,16 @@ def normalise(pixels: torch.Tensor, preprocessing: str, dtype: torch.dtype = tor
     Raises:
         UserError: There is no such normalisation.
     """
-    how = _preprocessing(preprocessing)
     grey = pixels.to(torch.float32).unsqueeze(-1)
-    mean, divisor = (
-        torch.tensor(values, dtype=torch.float32, device=grey.device) for values in (how.mean, how.divisor)
-    )
+    mean, divisor = _constants(preprocessing, grey.device)
     return ((grey - mean) / divisor).to(dtype).permute(0, 3, 1, 2)
+
+
+@cache
+def _constants(preprocessing: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3,) mean and (3,) divisor, sent to a device once: sending a list waits for a GPU."""
+    how = _preprocessing(preprocessing)
+    return tuple(torch.tensor(values, dtype=torch.float32, device=device) for values in (how.mean, how.divisor))  # type: ignore[return-value]
 
 
 def _preprocessing(name: str) -> Preprocessing:

@@ -75,6 +75,7 @@ def say_initialised(done: Initialised, *, layers: bool = False) -> None:
     )
     console().print(f"weights: {done.weights}")
     console().print(f"engine: {done.engine.name}, {done.engine.reason}")
+    console().print(f"device: {done.device.name}, {done.device.reason}")
     for note in done.notes:
         console().print(f"note: {note}")
 

@@ -145,6 +145,7 @@ def _derive(run: RunDir, into: RunDir, manifest: pd.DataFrame, *, seed: int, wor
         "training": config["training"] | {"seed": seed},
         "weights": config["weights"],
         "engine": config["engine"],
+        "device": config["device"],
     }
     key = key_of(VERSION, sections)
     outputs = [into.manifest, into.split, into.pixels, into.config, into.layers]

@@ -16,6 +16,7 @@ from vgg16_xray.config import SEED, Recipe, recipe_from
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_json
 from vgg16_xray.films.decode import SIZE
+from vgg16_xray.learn.devices import Device, choose_device, device_of
 from vgg16_xray.learn.engines import Engine, choose, machine_in_words, processor_features
 from vgg16_xray.rundir import FoldsDir, RunDir, key_of, read_config, update_config
 
@@ -38,6 +39,7 @@ class Initialised:
     #: What the user should know: pixels other than the weights were trained on.
     notes: tuple[str, ...]
     engine: Engine
+    device: Device
 
 
 def initialise(
@@ -46,6 +48,7 @@ def initialise(
     *,
     weights: Path | None = None,
     engine: str = "auto",
+    device: str = "auto",
     seed: int = SEED,
     resume: bool = False,
 ) -> Initialised:
@@ -56,6 +59,7 @@ def initialise(
         recipe: What to build and how to train it.
         weights: Weights of the base; None takes the packaged ones.
         engine: A name of :data:`vgg16_xray.learn.engines.ENGINES`. With ``auto``, a run that has an engine keeps it.
+        device: A name of :data:`vgg16_xray.learn.devices.DEVICES`. A training may go on with another.
         seed: Seed of the head's first weights and of the training.
         resume: Refuse, before anything is written, what the run's training could not go on with.
 
@@ -70,7 +74,8 @@ def initialise(
     config = read_config(run)
     labels = config["data"]["labels"]
     recorded = config.get("engine")
-    chosen = choose_engine(engine, recorded=recorded)
+    where = choose_device(device)
+    chosen = choose_engine(engine, recorded=recorded, device=where)
     base = load_base(weights)
     model = assemble(recipe, classes=len(labels), weights=weights, seed=seed)
     layers = tuple(layer_table(model, recipe.train_from))
@@ -86,6 +91,7 @@ def initialise(
         weights=f"{base.origin}; trained on pixels prepared as '{base.preprocessing}'",
         notes=tuple(notes),
         engine=chosen,
+        device=where,
     )
     decided: dict[str, dict[str, Any]] = {
         "recipe": recipe.as_dict(),
@@ -100,6 +106,7 @@ def initialise(
         "engine": recorded
         if recorded and recorded["name"] == chosen.name
         else {"name": chosen.name, "reason": chosen.reason},
+        "device": {"name": where.name, "reason": where.reason},
     }
     decided["training"]["cycles"] = list(_cycles(run, config, _plan(run, config | decided)))
     if resume:
@@ -173,6 +180,8 @@ class Plan:
     weights: Path | None
     weights_sha256: str
     engine: Engine
+    #: Where this machine computes. No model depends on it: a training goes on where there is another.
+    device: Device
     fingerprint: str
     #: Epochs at which the cycles of the schedule end; more than one where a training was given more epochs later.
     cycles: tuple[int, ...]
@@ -253,6 +262,7 @@ def _cycles(run: RunDir, config: Mapping[str, Any], wanted: Plan) -> tuple[int, 
 
 def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
     try:
+        device = device_of(config.get("device"))
         return Plan(
             labels=tuple(config["data"]["labels"]),
             recipe=recipe_from(config["recipe"], where=f"{run.config}: recipe"),
@@ -260,7 +270,8 @@ def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
             size=config["run"].get("size", SIZE),
             weights=Path(config["weights"]["file"]) if config["weights"]["file"] else None,
             weights_sha256=config["weights"]["sha256"],
-            engine=choose_engine("auto", recorded=config["engine"]),
+            engine=choose_engine("auto", recorded=config["engine"], device=device),
+            device=device,
             fingerprint=config["data"]["fingerprint"],
             cycles=tuple(config["training"]["cycles"]),
         )
@@ -270,15 +281,19 @@ def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
         raise UserError(f"{run.config}: must be as steps 2 and 3 wrote it, found {error}") from error
 
 
-def choose_engine(name: str, *, recorded: dict[str, Any] | None) -> Engine:
+def choose_engine(name: str, *, recorded: dict[str, Any] | None, device: Device) -> Engine:
     """Choose the engine; a run goes on with the one it began with, so that its features stay comparable.
 
     Raises:
         UserError: There is no such engine.
     """
     if name != "auto" or recorded is None:
-        return choose(name)
+        return choose(name, device=device.name)
     engine = Engine(choose(recorded["name"]).name, f"recorded in the run: {recorded['reason']}")
-    if engine.name == "torch-bfloat16" and not processor_features() & {"avx512_bf16", "amx_bf16"}:
+    if (
+        device.name == "cpu"
+        and engine.name == "torch-bfloat16"
+        and not processor_features() & {"avx512_bf16", "amx_bf16"}
+    ):
         return Engine(engine.name, f"{engine.reason}; this processor has none, where it is several times slower")
     return engine

@@ -21,6 +21,7 @@ from vgg16_xray.files import saying_why_not_written
 from vgg16_xray.films.split import TRAIN, VALIDATION
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.learn.augment import Augment
+from vgg16_xray.learn.devices import Streamed, place, put, rows_on
 from vgg16_xray.learn.engines import FrozenPart
 from vgg16_xray.learn.features import NEVER_STORED, ComputedFeatures, FeatureSource
 from vgg16_xray.rundir import CacheDir, RunDir, key_of, read_config
@@ -69,6 +70,7 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
     model = assemble(
         plan.recipe, classes=len(plan.labels), weights=plan.weights, seed=plan.seed, sha256=plan.weights_sha256
     )
+    place(model, plan.device.torch)
     features = Features(run, plan, model, pixels, manifest)
 
     from vgg16_xray.learn.fit import TrainingData, fit
@@ -108,7 +110,7 @@ class Features:
     Args:
         run: What its ``run.toml`` says of the weights goes into the words of a store.
         plan: What the run does.
-        model: The network, as initialised or as trained: its frozen part is the same.
+        model: The network, as initialised or as trained: its frozen part is the same. On the plan's device.
         pixels: The films.
         manifest: A row a film.
     """
@@ -118,7 +120,13 @@ class Features:
 
         prefix, _ = split_at(model, plan.recipe.train_from)
         self._frozen = FrozenPart(prefix, preprocessing=plan.recipe.preprocessing, engine=plan.engine)
-        self._plan, self._pixels, self._films = plan, pixels, len(manifest)
+        self._plan, self._films = plan, len(manifest)
+        computes = plan.recipe.train_from in NEVER_STORED or (
+            plan.recipe.augmentation.changes and not plan.recipe.augmentation.views
+        )
+        # What is computed once is read once: only what is computed in every epoch is worth a GPU's memory.
+        device = plan.device.torch
+        self._pixels = rows_on(pixels, device) if computes else Streamed(pixels, device)
         self._weights = str(read_config(run)["weights"].get("origin", ""))
         self._train = rows_of(manifest, TRAIN)
         self._of_pixels = key_of(list(manifest["pixels_sha256"]), plan.size, PREPROCESS_VERSION)
@@ -167,6 +175,8 @@ class Features:
         cut = recipe.train_from + (" (pooled)" if is_pooled(recipe.train_from, recipe.head) else "")
         # Another torch may round otherwise, and the store outlives an upgrade.
         of_network = [plan.weights_sha256, plan.engine.name, recipe.preprocessing, str(torch.__version__)]
+        if plan.device.name != "cpu":
+            of_network.append(plan.device.name)  # sums in another order
         key = key_of(VERSION, self._of_pixels, of_network, shape, drawn)
         channels, height, width = shape
         return store_features(
@@ -186,6 +196,7 @@ class Features:
                 "torch": str(torch.__version__),
             },
             title=f"features at {cut}, films {view}",
+            device=plan.device.torch,
         )
 
 
@@ -205,7 +216,7 @@ class _OneOfViews:
         places = [np.flatnonzero(drawn == number) for number in range(len(self._views))]
         parts = [view.take(rows[at]) for view, at in zip(self._views, places, strict=True) if len(at)]
         back = np.argsort(np.concatenate(places), kind="stable")
-        return torch.cat(parts)[torch.from_numpy(back)]
+        return torch.cat(parts)[put(back, parts[0].device)]
 
 
 def open_pixels(run: RunDir, manifest: pd.DataFrame) -> ArrayStore:

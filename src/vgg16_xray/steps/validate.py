@@ -14,6 +14,7 @@ from vgg16_xray import RESEARCH_USE_ONLY, ranks
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, write_json
 from vgg16_xray.films.split import VALIDATION
+from vgg16_xray.learn.devices import place
 from vgg16_xray.rundir import RunDir, key_of, sha256_of
 from vgg16_xray.steps.initialise import Plan, read_plan
 from vgg16_xray.steps.preprocess import read_manifest
@@ -75,6 +76,7 @@ class TrainedRun:
         self.manifest: pd.DataFrame = read_manifest(run)
         self.config: ModelConfig
         self._model, self.config = load_model(run.require(run.best, made_by="train"))
+        place(self._model, self.plan.device.torch)
         if self.config.labels != self.plan.labels:
             raise UserError(f"{run.best}: must have the classes {self.plan.labels}, found {self.config.labels}")
         self.checkpoint_sha256 = sha256_of(run.best)
