@@ -100,10 +100,11 @@ def joined() -> Iterator[None]:
         dist.init_process_group(
             "gloo", store=dist.PrefixStore("ranks", store), rank=rank, world_size=size, timeout=WAIT_TIMEOUT
         )
-        on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= local and dist.is_nccl_available()
-        if on_gpus:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        stepping = dist.new_group(backend="nccl" if on_gpus else "gloo", timeout=STEP_TIMEOUT)
+        backend = "gloo"
+        if torch.cuda.is_available() and dist.is_nccl_available():
+            backend = "cpu:gloo,cuda:nccl"
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        stepping = dist.new_group(backend=backend, timeout=STEP_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"MASTER_ADDR, MASTER_PORT: the processes must find each other, found {error}") from error
     _group = _Group(rank, size, dist.PrefixStore("words", store), dist.group.WORLD, stepping, itertools.count())

@@ -363,7 +363,7 @@ class _Loop:
                     looked, films = time.monotonic(), self._sums["films"]
                     note = f"loss {self._sums['loss'] / films:.4f}, accuracy {self._sums['correct'] / films:.4f}"
                 bar.advance(len(rows), note=note)
-                if time.monotonic() - saved > SAVE_EVERY_S:
+                if ranks.agree(time.monotonic() - saved > SAVE_EVERY_S):
                     self._sums["seconds"] += time.monotonic() - started
                     saved = started = time.monotonic()
                     self.save()
@@ -521,9 +521,11 @@ class _Loop:
         return 0 < self.recipe.patience <= waited
 
     def save(self) -> None:
+        """Save the state; other ranks wait, outside of a step, in which they would take a slow disk for a lost rank."""
         self._look()
-        if not ranks.first():
-            return
+        ranks.by_first(self._write, lambda: None)
+
+    def _write(self) -> None:
         tensors: dict[str, torch.Tensor] = {
             f"model.{name}": tensor for name, tensor in self.trainable.state_dict().items()
         }
