@@ -65,8 +65,10 @@ def choose_device(name: str = "auto") -> Device:
 
 def device_of(recorded: Mapping[str, Any] | None) -> Device:
     """The device that a run records; where this machine has none such, the run goes on with what it has."""
+    if recorded is None:
+        return choose_device()
     try:
-        return choose_device(recorded["name"] if recorded else "auto")
+        return Device(choose_device(recorded["name"]).name, recorded["reason"])
     except UserError:
         return choose_device()
 
