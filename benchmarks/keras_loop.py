@@ -35,7 +35,9 @@ class Pace(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         if self._paced:
             say(ready=epoch + 1)
-            sys.stdin.readline()
+            # Who paced it is gone: nobody wants the epoch.
+            if not sys.stdin.readline():
+                raise SystemExit(1)
         self._started, self._worked = time.perf_counter(), time.process_time()
 
     def on_test_begin(self, logs: object = None) -> None:
