@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -125,6 +126,15 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert len(err.splitlines()) == 1, err
     assert err.startswith(f"vgg16-xray: {line.format(tmp=tmp_path)}"), err
     assert not (tmp_path / "none").exists(), "a misspelt run is not made"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--epochs", "-3"), ("--epochs", "x"), ("--seed", str(2**70))])
+def test_a_value_that_is_refused_is_repeated(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, err = run(capsys, "init", str(tmp_path), option, value)
+    assert option in err
+    assert re.search(rf"(^| |'){value}[' ;]", err), err
 
 
 def test_a_real_process_ends_with_the_code(tmp_path: Path) -> None:

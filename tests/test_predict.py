@@ -187,7 +187,7 @@ def test_folds_answer_together_and_share_a_frozen_part_only_where_it_is_the_same
     assert len(calls) == frozen_parts
     if other_base is None:
         code, out, err = run(["predict", films[0], "--format", "json", "--model", folds.path], capsys)
-        assert (code, err) == (0, "the mean of 3 models, one a fold\n")
+        assert (code, err) == (0, "the mean of 3 models of the folds\n")
         assert json.loads(out)["labels"] == ["a", "b"]
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -367,7 +367,7 @@ def predict(
     files = films_in(images)
     predictor = Predictor(model, engine=engine)
     if predictor.models > 1:
-        typer.echo(f"the mean of {predictor.models} models, one a fold", err=True)
+        typer.echo(f"the mean of {predictor.models} models of the folds", err=True)
     answers = list(predictor.predict(files))
     if format_ == "table":
         text = predictions_as_text(answers, labels=predictor.labels, colours=out is None)
@@ -492,7 +492,7 @@ def _run(arguments: list[str]) -> int:
         ranks.say_once(f"vgg16-xray: {error}")
         return error.exit_code
     except WRONG_USAGE as error:
-        ranks.say_once(f"vgg16-xray: {' '.join(error.format_message().split()).rstrip('.')}; --help shows how")  # type: ignore[attr-defined]
+        ranks.say_once(f"vgg16-xray: {_wrong_usage(error)}; --help shows how")
         return EXIT_UNUSABLE
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
@@ -524,6 +524,12 @@ def _together(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
             hint=f"several processes share {', '.join(TOGETHER)}",
         )
     return ranks.joined()
+
+
+def _wrong_usage(error: Any) -> str:
+    """What typer says, on one line; where it had pydantic check a value, with what was found, which it leaves out."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return ", ".join([text, *(f"found '{found['input']}'" for found in getattr(error.__cause__, "errors", list)())])
 
 
 if __name__ == "__main__":

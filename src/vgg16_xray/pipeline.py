@@ -167,6 +167,11 @@ def _refuse_to_resume(run: RunDir, recipe: Recipe, *, folds: int | None, seed: i
         return
     if not FoldsDir(run.path).begun():
         raise UserError(f"{run.path}: --resume needs a training of a fold that was interrupted, found none")
+    if folds != (dealt := read_config(FoldsDir(run.path).fold(1))["data"].get("folds", folds)):
+        raise UserError(
+            f"{run.path}: --resume needs as many folds as were begun, {dealt}, found --folds {folds}",
+            hint="without --resume new trainings begin and the old ones are set aside",
+        )
     config = read_config(run)
     before, asked = config.get("recipe", {}), recipe.as_dict()
     more = {"epochs": max(before.get("epochs", 0), recipe.epochs)}

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from fabricate import LABELS, STEPS, fabricate
 
+from vgg16_xray.errors import UserError
+from vgg16_xray.learn.checkpoint import save_tensors
 from vgg16_xray.report import figures
 from vgg16_xray.report.page import believe, duration, write_report
 from vgg16_xray.rundir import RunDir
@@ -161,6 +163,23 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
 
 def test_the_same_run_gives_the_same_page(finished: RunDir) -> None:
     assert write_report(finished).read_bytes() == write_report(finished).read_bytes()
+
+
+def test_a_history_that_was_cut_is_noticed_by_the_state_of_the_training(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run")
+    whole = run.history.read_bytes()
+    rows = len(whole.splitlines()) - 1
+    save_tensors(run.last, {}, {"history": [{}] * rows})
+    write_report(run)
+    # In the middle of the last row, and before it.
+    for kept in (whole[:-3], b"".join(whole.splitlines(keepends=True)[:-1])):
+        run.history.write_bytes(kept)
+        with pytest.raises(UserError, match=rf"history\.csv: must have the {rows} epochs .*, found {rows - 1}; delete"):
+            write_report(run)
+    # A process that was killed between the two left one row more.
+    save_tensors(run.last, {}, {"history": [{}] * (rows - 1)})
+    run.history.write_bytes(whole)
+    write_report(run)
 
 
 def manifest(rows: list[tuple[str, str, str]], *, patient: str = "p") -> pd.DataFrame:

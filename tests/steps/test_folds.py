@@ -25,7 +25,7 @@ from vgg16_xray.pipeline import run_all
 from vgg16_xray.predict import Predictor
 from vgg16_xray.report.page import write_report
 from vgg16_xray.report.terminal import figure, say_folds
-from vgg16_xray.rundir import FoldsDir, RunDir, read_config, update_config
+from vgg16_xray.rundir import FoldsDir, RunDir, read_config, sha256_of, update_config
 from vgg16_xray.steps.folds import (
     STEP,
     Member,
@@ -203,6 +203,37 @@ def test_the_spread_over_seeds_is_of_the_pooled_figures(ready: RunDir) -> None:
         tested = pd.concat([table[table["split"] == TEST] for table in said])
         assert value == pytest.approx((tested["label"] == tested["prediction"]).mean())
     assert found["accuracy"]["sd"] == pytest.approx(np.std(found["accuracy"]["values"], ddof=1))
+
+
+def test_the_models_of_all_folds_and_seeds_answer_together(ready: RunDir) -> None:
+    members = lay_out_folds(ready, folds=FOLDS, seeds=2)
+    for member in members:
+        write_text(member.run.best, str(member.run.path.name))
+    finish(members)
+    for member in members:
+        test = read_json(member.run.test)
+        write_json(member.run.test, test | {"checkpoint_sha256": sha256_of(member.run.best)})
+    found = collect_folds(ready, members, folds=FOLDS)
+    assert len(found["each"]) == FOLDS
+    assert ensemble(ready) == [member.run.best for member in members]
+    # As folds.json was before it named the models of further seeds.
+    del found["models"]
+    write_json(FoldsDir(ready.path).numbers, found)
+    assert ensemble(ready) == [member.run.best for member in members[:FOLDS]]
+    write_json(FoldsDir(ready.path).numbers, found | {"models": "none"})
+    with pytest.raises(UserError, match=r"folds\.json: must be as the folds wrote it"):
+        ensemble(ready)
+
+
+def test_resume_with_another_number_of_folds_is_refused_before_anything_is_written(
+    ready: RunDir, few_films: Path, snapshot: Callable
+) -> None:
+    (first, *_) = lay_out_folds(ready, folds=FOLDS)
+    write_text(first.run.last, "begun")
+    before = snapshot(ready.path)
+    with pytest.raises(UserError, match=f"--resume needs as many folds as were begun, {FOLDS}, found --folds 4"):
+        run_all([few_films], ready, RECIPE, folds=4, resume=True)
+    assert snapshot(ready.path) == before
 
 
 def test_seeds_of_the_single_split_are_put_together(ready: RunDir) -> None:

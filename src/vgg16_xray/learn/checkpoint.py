@@ -86,18 +86,19 @@ def load_header(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, damaged, or not of this project.
     """
-    with _opened(path) as file:
+    # For "pt" safetensors would load torch, which takes seconds.
+    with _opened(path, framework="np") as file:
         header = _header(file)
     header.pop(DIGEST, None)
     return header
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, *, framework: str = "pt") -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             yield file
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error

@@ -485,6 +485,16 @@ def _parameters(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def _history(run: RunDir) -> list[dict[str, Any]]:
     import pandas as pd
 
+    from vgg16_xray.learn.checkpoint import load_header
+
     if not run.history.exists():
         return []
+    # The row of an epoch is written before the state that knows of it, so there is never one too few. A row that was
+    # cut has no end of line.
+    known = len(load_header(run.last)["history"]) if run.last.exists() else 0
+    if (rows := run.history.read_bytes().count(b"\n") - 1) < known:
+        raise UserError(
+            f"{run.history}: must have the {known} epochs that {run.last.relative_to(run.path)} knows, found {rows}",
+            hint=f"delete it, and 'vgg16-xray train {run.path}' writes it again",
+        )
     return list(json.loads(pd.read_csv(run.history).to_json(orient="records")))

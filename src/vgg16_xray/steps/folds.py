@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STEP = "folds"
 STEP_SEEDS = "seeds"
 #: Raised when the same folds would leave other files than before.
-VERSION = 1
+VERSION = 2
 #: Figures of which the spread over seeds is told.
 SPREAD = ("accuracy", "macro_f1")
 #: predictions.csv holds six decimals: what stands there as 0 was at most half of the last of them.
@@ -83,6 +83,7 @@ def lay_out_folds(run: RunDir, *, folds: int, seeds: int = 1) -> list[Member]:
                 member,
                 manifest.assign(split=sides_of_fold(fold_of, number=number, folds=folds)),
                 seed=seed,
+                folds=folds,
                 words=f"fold {number} of {folds} is the test, fold {after} the validation, by group, "
                 f"seed {read_config(run)['run']['seed']}",
             )
@@ -131,7 +132,9 @@ def _fold_of(run: RunDir, manifest: pd.DataFrame, folds: int) -> list[int]:
     )
 
 
-def _derive(run: RunDir, into: RunDir, manifest: pd.DataFrame, *, seed: int, words: str) -> None:
+def _derive(
+    run: RunDir, into: RunDir, manifest: pd.DataFrame, *, seed: int, words: str, folds: int | None = None
+) -> None:
     """Make `into` what steps 2 and 3 would have left for this split and training seed; pixels are linked, not copied.
 
     Links are relative, so that the run may be moved with all that is below it.
@@ -140,7 +143,9 @@ def _derive(run: RunDir, into: RunDir, manifest: pd.DataFrame, *, seed: int, wor
     config = read_config(run)
     sections: dict[str, dict[str, Any]] = {
         "run": {name: config["run"][name] for name in ("seed", "size")},
-        "data": config["data"] | {"fingerprint": fingerprint(manifest), "split": words},
+        "data": config["data"]
+        | {"fingerprint": fingerprint(manifest), "split": words}
+        | ({"folds": folds} if folds else {}),
         "recipe": config["recipe"],
         "training": config["training"] | {"seed": seed},
         "weights": config["weights"],
@@ -192,7 +197,8 @@ def collect_folds(run: RunDir, members: Sequence[Member], *, folds: int) -> dict
 
         - ``pooled``: :func:`vgg16_xray.trust.metrics.evaluate` of every film, each predicted by the model that never
           saw it;
-        - ``each``: a fold's films, epoch, checkpoint and overall figures;
+        - ``each``: a fold's films, epoch, checkpoint and overall figures, of the first seed;
+        - ``models``: run and checkpoint of every model, of all folds and seeds, which together answer in ``predict``;
         - ``over_folds``: of each overall figure the mean, the standard deviation, and the 95 % t interval of the mean;
         - ``seeds``: the spread of the pooled figures over the training's seeds, or None where there is one;
         - ``films``, ``recipe``, ``notes``: on which films, of what, and what these figures do not say.
@@ -244,6 +250,10 @@ def collect_folds(run: RunDir, members: Sequence[Member], *, folds: int) -> dict
         },
         "pooled": pooled,
         "each": each,
+        "models": [
+            {"run": str(member.run.path.relative_to(run.path)), "checkpoint_sha256": test["checkpoint_sha256"]}
+            for member, test in zip(members, tests, strict=True)
+        ],
         "over_folds": {
             name: mean_with_interval(
                 [fold["overall"][name]["value"] for fold in each], most=math.inf if name == "log_loss" else 1.0
@@ -309,7 +319,7 @@ def trained_as(plan: Plan) -> str:
 
 
 def ensemble(run: RunDir) -> list[Path]:
-    """The models of the finished folds, which together are one model; empty where there are none.
+    """The models of the finished folds, of all seeds, which together are one model; empty where there are none.
 
     A run that has a single model too, and was trained otherwise since, is that single model.
 
@@ -321,20 +331,22 @@ def ensemble(run: RunDir) -> list[Path]:
         return []
     found = read_json(numbers)
     try:
-        as_then, wanted = found["trained_as"], [(fold["run"], fold["checkpoint_sha256"]) for fold in found["each"]]
-    except (KeyError, TypeError) as error:
+        # Before there were several seeds in it, folds.json named a model a fold and nothing besides.
+        models = found.get("models", found["each"])
+        as_then, wanted = found["trained_as"], [(model["run"], model["checkpoint_sha256"]) for model in models]
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{numbers}: must be as the folds wrote it, found {error!r}") from error
     if run.best.exists() and as_then != trained_as(read_plan(run)):
         return []
-    models = [RunDir(run.path / name).best for name, _ in wanted]
-    for model, (_, sha256) in zip(models, wanted, strict=True):
+    files = [RunDir(run.path / name).best for name, _ in wanted]
+    for model, (_, sha256) in zip(files, wanted, strict=True):
         if not model.exists() or sha256_of(model) != sha256:
             raise UserError(
                 f"{model}: must be the model that {numbers.name} measured, found "
                 f"{'another' if model.exists() else 'none'}",
                 hint="run again with --folds, or name a fold's own folder",
             )
-    return models
+    return files
 
 
 def mean_with_interval(values: Sequence[float | None], *, most: float = 1.0) -> dict[str, float | None]:
