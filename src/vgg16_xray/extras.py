@@ -18,6 +18,7 @@ MODULES = {
         "jinja2",
         "openpyxl",
         "tomli_w",
+        "onnxruntime",
     ),
     "keras": ("h5py",),
     "kaggle": ("kagglehub",),
