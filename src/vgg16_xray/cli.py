@@ -68,7 +68,12 @@ Weights = Annotated[
         "--weights", help="Weights of the base: safetensors, torchvision's .pth, Keras's notop.h5; default ours."
     ),
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="auto, torch-float32 or torch-bfloat16.")]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="auto, torch-bfloat16, torch-float32, onnx-float32, ncnn-float32 or onnx-int8 (coarser)."
+    ),
+]
 DeviceName = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or mps; auto takes the GPU that torch can use.")
 ]

@@ -264,6 +264,11 @@ class CacheDir:
             raise UserError(f"{CACHE_VARIABLE}: must name a folder where there is no home, found none") from error
         return cls(home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "vgg16-xray")
 
+    @property
+    def engines(self) -> Path:
+        """How fast each engine ran on this machine, see :mod:`vgg16_xray.learn.engines`."""
+        return self.path / "engines.json"
+
     def store(self, name: str) -> StoreDir:
         """The store of this name, there or not."""
         return StoreDir(self.path / "features" / name)

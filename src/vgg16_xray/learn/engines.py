@@ -1,24 +1,81 @@
-"""What runs the network on this machine: number format chosen by what the processor can do, never by a default.
+"""What runs the network on this machine: chosen by what the processor can do and by a race, never by a default.
 
 bf16 is the fastest choice on a processor that has instructions for it, and eight times slower than float32 on one that
-has not (docs/architecture.md, "Machines differ").
+has not (docs/architecture.md, "Machines differ"). An engine runs the frozen part; what is trained runs in torch, in the
+number format that the engine's name stands for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from vgg16_xray.errors import UserError
+from vgg16_xray.errors import MissingExtra, UserError
+from vgg16_xray.files import read_json, write_json
+from vgg16_xray.rundir import CacheDir, key_of
 
 if TYPE_CHECKING:
     import torch
 
-ENGINES = ("auto", "torch-float32", "torch-bfloat16")
+    from vgg16_xray.learn.runtimes import Runner
+
+#: Instruction sets that compute in bf16, and those that sum products of bytes into 32 bits.
+BF16, VNNI = frozenset({"avx512_bf16", "amx_bf16"}), frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """What an engine's name stands for."""
+
+    #: The distribution that runs it, and the extra that brings it.
+    module: str
+    extra: str
+    #: Number format of what is trained.
+    trained: str = "float32"
+    #: It is at its best on a processor with one of these.
+    wants: frozenset[str] = frozenset()
+    #: What happens on a processor that has none of them.
+    without: str = ""
+
+
+_KINDS: Mapping[str, _Kind] = MappingProxyType(
+    {
+        "torch-bfloat16": _Kind(
+            module="torch",
+            extra="train",
+            trained="bfloat16",
+            wants=BF16,
+            without="has no bf16 instructions and is several times slower with it",
+        ),
+        "torch-float32": _Kind(module="torch", extra="train"),
+        "onnx-float32": _Kind(module="onnxruntime", extra="train"),
+        "ncnn-float32": _Kind(module="ncnn", extra="ncnn"),
+        "onnx-int8": _Kind(
+            module="onnxruntime", extra="train", wants=VNNI, without="has no VNNI, so weights have seven bits"
+        ),
+    }
+)
+ENGINES = ("auto", *_KINDS)
+#: What ``auto`` takes may differ from float32 by so much in the base's output, relative: what bf16 does (0.012), and
+#: some room. int8 is beyond it (docs/architecture.md), so it is taken where it is asked for and never by itself.
+ERROR_ALLOWED = 0.02
+#: The race: films, rounds, and how much slower than the fastest an engine may be to run another round.
+FILMS, ROUNDS, SLOWER = 2, 4, 1.5
+#: Another runtime must be so much faster than torch to be taken: what is trained runs in torch anyway, and a race on a
+#: busy machine shall not be decided by noise.
+MARGIN = 1.15
+#: Raised when a race would be run otherwise.
+RACE_VERSION = 1
 
 
 @cache
@@ -48,40 +105,215 @@ class Engine:
     name: str
     #: Why it was chosen, in words.
     reason: str
+    #: Measured on this machine: the whole base, 224 x 224; None where it was not measured.
+    films_per_second: float | None = None
+    #: Of the base's output against torch's float32, relative, on drawn films.
+    error: float | None = None
+    #: What the race found, a line an engine.
+    raced: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of convolutions; sums, loss and weights stay float32."""
+        """Number format of what is trained, and of the frozen part in torch; sums, loss and weights stay float32."""
         import torch
 
-        return torch.bfloat16 if self.name == "torch-bfloat16" else torch.float32
+        dtype: torch.dtype = getattr(torch, _KINDS[self.name].trained)
+        return dtype
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in ``run.toml``; what was not measured is left out."""
+        values = {
+            "name": self.name,
+            "reason": self.reason,
+            "films_per_second": self.films_per_second,
+            "error": self.error,
+            "raced": list(self.raced) or None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
 
-def choose(name: str = "auto", *, device: str = "cpu") -> Engine:
+def engine_from(values: Mapping[str, Any]) -> Engine:
+    """The engine that :meth:`Engine.as_dict` wrote down.
+
+    Raises:
+        KeyError: It has no name.
+    """
+    return Engine(
+        values["name"],
+        values.get("reason", ""),
+        values.get("films_per_second"),
+        values.get("error"),
+        tuple(values.get("raced", ())),
+    )
+
+
+def weakness(name: str) -> str:
+    """What this processor lacks for an engine, in words that follow ``the processor``; empty where it lacks nothing."""
+    kind = _KINDS[name]
+    return kind.without if kind.wants and not processor_features() & kind.wants else ""
+
+
+def is_installed(name: str) -> bool:
+    """Whether what runs an engine can be imported; nothing is imported to find out."""
+    return find_spec(_KINDS[name].module) is not None
+
+
+def choose(name: str = "auto", *, device: str = "cpu", race: bool = False) -> Engine:
     """Choose the engine.
 
+    ``auto`` takes the fastest of those that this processor has instructions for, that are installed, and whose error
+    is at most :data:`ERROR_ALLOWED`.
+
     Args:
-        name: One of :data:`ENGINES`; ``auto`` takes bf16 where the processor, or the card, has instructions for it,
-            else float32.
-        device: ``cpu``, ``cuda`` or ``mps``.
+        name: One of :data:`ENGINES`.
+        device: ``cpu``, ``cuda`` or ``mps``; a GPU is driven by torch, in bf16 where the card has instructions for it.
+        race: Measure what was not measured on this machine before, which takes seconds. Without it, where no race is
+            remembered, the processor's features alone decide: bf16 where it has instructions for it, else float32.
 
     Raises:
         UserError: There is no such engine.
+        MissingExtra: What runs it is not installed.
     """
     if name not in ENGINES:
         raise UserError(f"--engine: must be one of {', '.join(ENGINES)}, found '{name}'")
+    if device != "cpu":
+        return _on_gpu(name, device)
+    if name == "auto":
+        return _fastest(race=race)
+    kind = _KINDS[name]
+    if not is_installed(name):
+        raise MissingExtra(
+            f"--engine {name} needs the extra '{kind.extra}', and {kind.module} is not installed",
+            hint=f'install it with: pip install "kbs-vgg16-xray[{kind.extra}]"',
+        )
+    lacks = weakness(name)
+    engine = Engine(name, f"asked for; the processor {lacks}" if lacks else "asked for")
+    if not race:
+        return engine
+    measured = measure([name])[name]
+    return replace(engine, films_per_second=measured.films_per_second, error=measured.error)
+
+
+def _on_gpu(name: str, device: str) -> Engine:
+    import torch
+
+    if name not in ("auto", "torch-float32", "torch-bfloat16"):
+        raise UserError(f"--engine {name}: must be a torch engine on --device {device}, found one for the processor")
     if name != "auto":
         return Engine(name, "asked for")
-    if device != "cpu":
-        import torch
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Engine("torch-bfloat16", "the card has bf16")
+    return Engine("torch-float32", "the card has no bf16 that is known to be fast")
 
-        if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-            return Engine("torch-bfloat16", "the card has bf16")
-        return Engine("torch-float32", "the card has no bf16 that is known to be fast")
-    found = processor_features() & {"avx512_bf16", "amx_bf16"}
-    if found:
-        return Engine("torch-bfloat16", f"the processor has {', '.join(sorted(found))}")
-    return Engine("torch-float32", "the processor has no bf16 instructions")
+
+def _fastest(*, race: bool) -> Engine:
+    # int8 is not in the race: preparing it takes longer than all the others, and its error is beyond what is allowed.
+    candidates = [name for name in _KINDS if not weakness(name) and name != "onnx-int8"]
+    names = [name for name in candidates if is_installed(name)]
+    measured = measure(names) if race else _remembered()
+    raced = {name: measured[name] for name in names if name in measured}
+    found = ", ".join(sorted(processor_features() & BF16))
+    if len(raced) < len(names):
+        if found:
+            return Engine("torch-bfloat16", f"the processor has {found}")
+        return Engine("torch-float32", "the processor has no bf16 instructions")
+    lines = [f"{name}: {one}" for name, one in raced.items()]
+    lines += [f"{name}: {_KINDS[name].module} is not installed" for name in candidates if name not in names]
+    lines += [f"{name}: the processor {lacks}" for name in _KINDS if (lacks := weakness(name)) and name != "onnx-int8"]
+    lines.append(f"onnx-int8: not raced, its error is beyond the {ERROR_ALLOWED} that auto allows")
+    admitted = {name: one for name, one in raced.items() if one.error <= ERROR_ALLOWED}
+    best = max(
+        admitted, key=lambda name: admitted[name].films_per_second * (MARGIN if name.startswith("torch-") else 1.0)
+    )
+    reason = f"the fastest of {len(raced)} on this processor, which has {found or 'no bf16 instructions'}"
+    return Engine(best, reason, raced[best].films_per_second, raced[best].error, tuple(lines))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the race found of one engine."""
+
+    films_per_second: float
+    #: Relative, against torch's float32.
+    error: float
+
+    def __str__(self) -> str:
+        """As it is printed."""
+        return f"{self.films_per_second:.1f} films a second, error {self.error:.1e}"
+
+
+def measure(names: Sequence[str]) -> dict[str, Measured]:
+    """Rate and error of engines on this machine; what was measured before is remembered in the user's cache."""
+    known = _remembered()
+    if set(names) <= set(known):
+        return known
+    found = known | _race(names)
+    cache = CacheDir.of_user()
+    with contextlib.suppress(UserError):  # A cache that cannot be written costs a race the next time, nothing else.
+        cache.path.mkdir(parents=True, exist_ok=True)
+        written = read_json(cache.engines) if cache.engines.exists() else {}
+        of_machine = {name: [one.films_per_second, one.error] for name, one in found.items()}
+        write_json(cache.engines, (written if isinstance(written, dict) else {}) | {_machine_key(): of_machine})
+    return found
+
+
+def _remembered() -> dict[str, Measured]:
+    """What was measured on this machine before; empty where nothing was, or where the file is damaged."""
+    try:
+        of_machine = read_json(CacheDir.of_user().engines)[_machine_key()]
+        return {name: Measured(float(rate), float(error)) for name, (rate, error) in of_machine.items()}
+    except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _machine_key() -> str:
+    import torch
+
+    def of(module: str) -> str:
+        try:
+            return version(module)
+        except PackageNotFoundError:
+            return ""
+
+    versions = [of(module) for module in sorted({kind.module for kind in _KINDS.values()})]
+    return key_of(RACE_VERSION, machine_in_words(), torch.get_num_threads(), versions)
+
+
+def _race(names: Sequence[str]) -> dict[str, Measured]:
+    """Send the same drawn films through the packaged base by each engine in turn, in rounds; the best round counts.
+
+    Who is far behind after a round runs no other.
+    """
+    import torch
+
+    from vgg16_xray.films.decode import SIZE
+    from vgg16_xray.learn.runtimes import drawn_films
+    from vgg16_xray.learn.vgg16 import build
+    from vgg16_xray.learn.weights import load_base
+
+    with torch.random.fork_rng(devices=[]):
+        model = build(classes=2, head="gap", dropout=0.0)
+    base = load_base()
+    base.put_into(model)
+    prefix = model.features.eval()
+    films = torch.from_numpy(drawn_films(FILMS, seed=0, size=SIZE))
+    parts = {
+        name: FrozenPart(prefix, preprocessing=base.preprocessing, engine=Engine(name, "in the race"))
+        for name in dict.fromkeys(["torch-float32", *names])
+    }
+    spent: dict[str, float] = {}
+    out: dict[str, torch.Tensor] = {}
+    for _ in range(ROUNDS):
+        fastest = min(spent.values(), default=0.0)
+        for name, part in parts.items():
+            if spent.get(name, 0.0) <= SLOWER * fastest:
+                started = time.perf_counter()
+                out[name] = part(films).float()
+                seconds = time.perf_counter() - started
+                spent[name] = min(seconds, spent.get(name, seconds))
+    exact = out["torch-float32"]
+    error = {name: ((out[name] - exact).norm() / exact.norm()).item() for name in names}
+    return {name: Measured(round(FILMS / spent[name], 2), float(f"{error[name]:.2e}")) for name in names}
 
 
 def settle_vector_math() -> None:
@@ -109,16 +341,10 @@ class FrozenPart:
     """
 
     def __init__(self, prefix: torch.nn.Sequential, *, preprocessing: str, engine: Engine) -> None:
-        import copy
-
-        import torch
-
         settle_vector_math()
         self.preprocessing = preprocessing
         self.engine = engine
-        # A copy of its own: the model's own layers stay float32.
-        self._prefix = copy.deepcopy(prefix).to(engine.dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self._prefix.requires_grad_(False)
+        self._run = _runner(prefix, preprocessing, engine)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Run the prefix.
@@ -127,13 +353,20 @@ class FrozenPart:
             pixels: (B, H, W) uint8 or float32, grey, 0..255.
 
         Returns:
-            (B, C, h, w) in the engine's dtype, float32 where it is pooled, channels last in memory.
+            (B, C, h, w), channels last in memory; bfloat16 from ``torch-bfloat16`` where it is not pooled, else float32.
         """
         import torch
 
-        from vgg16_xray.learn.weights import normalise
-
         with torch.no_grad():
-            x = normalise(pixels, self.preprocessing)
-            out: torch.Tensor = self._prefix(x.to(self.engine.dtype, memory_format=torch.channels_last))
-            return out
+            return self._run(pixels)
+
+
+def _runner(prefix: torch.nn.Sequential, preprocessing: str, engine: Engine) -> Runner:
+    from vgg16_xray.learn import runtimes
+
+    if engine.name.startswith("torch-") or not len(prefix):
+        return runtimes.with_torch(prefix, preprocessing, engine.dtype)
+    if engine.name == "ncnn-float32":
+        return runtimes.with_ncnn(prefix, preprocessing)
+    int8 = engine.name == "onnx-int8"
+    return runtimes.with_onnxruntime(prefix, preprocessing, int8=int8, seven_bits=not processor_features() & VNNI)

@@ -14,6 +14,7 @@ from vgg16_xray.films.split import SPLITS, TEST
 from vgg16_xray.rundir import FoldsDir
 
 if TYPE_CHECKING:
+    from vgg16_xray.learn.engines import Engine
     from vgg16_xray.learn.vgg16 import Layer
     from vgg16_xray.predict import Prediction
     from vgg16_xray.rundir import RunDir
@@ -74,10 +75,19 @@ def say_initialised(done: Initialised, *, layers: bool = False) -> None:
         f"{parameters(done.layers):,} in all, {parameters(done.layers, trainable=True):,} trainable"
     )
     console().print(f"weights: {done.weights}")
-    console().print(f"engine: {done.engine.name}, {done.engine.reason}")
+    _say_engine(done.engine, all_raced=layers)
     console().print(f"device: {done.device.name}, {done.device.reason}")
     for note in done.notes:
         console().print(f"note: {note}")
+
+
+def _say_engine(engine: Engine, *, all_raced: bool) -> None:
+    measured = ""
+    if engine.films_per_second is not None and engine.error is not None:
+        measured = f"; {engine.films_per_second:.1f} films a second, error against float32 {engine.error:.1e}"
+    console().print(f"engine: {engine.name}, {engine.reason}{measured}")
+    for line in engine.raced if all_raced else ():
+        console().print(f"  {line}")
 
 
 def parameters(layers: tuple[Layer, ...], *, base: bool = False, trainable: bool = False) -> int:

@@ -17,7 +17,7 @@ from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_json
 from vgg16_xray.films.decode import SIZE
 from vgg16_xray.learn.devices import Device, choose_device, device_of
-from vgg16_xray.learn.engines import Engine, choose, machine_in_words, processor_features
+from vgg16_xray.learn.engines import Engine, choose, engine_from, machine_in_words, weakness
 from vgg16_xray.rundir import FoldsDir, RunDir, key_of, read_config, update_config
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def initialise(
     labels = config["data"]["labels"]
     recorded = config.get("engine")
     where = choose_device(device)
-    chosen = choose_engine(engine, recorded=recorded, device=where)
+    chosen = choose_engine(engine, recorded=recorded, device=where, race=True)
     base = load_base(weights)
     model = assemble(recipe, classes=len(labels), weights=weights, seed=seed)
     layers = tuple(layer_table(model, recipe.train_from))
@@ -103,9 +103,7 @@ def initialise(
             "file": str(weights.resolve()) if weights else "",
         },
         # The reason is why it was chosen first; that it is kept because it is recorded need not be recorded.
-        "engine": recorded
-        if recorded and recorded["name"] == chosen.name
-        else {"name": chosen.name, "reason": chosen.reason},
+        "engine": recorded if recorded and recorded["name"] == chosen.name else chosen.as_dict(),
         "device": {"name": where.name, "reason": where.reason},
     }
     decided["training"]["cycles"] = list(_cycles(run, config, _plan(run, config | decided)))
@@ -281,19 +279,21 @@ def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
         raise UserError(f"{run.config}: must be as steps 2 and 3 wrote it, found {error}") from error
 
 
-def choose_engine(name: str, *, recorded: dict[str, Any] | None, device: Device) -> Engine:
+def choose_engine(name: str, *, recorded: dict[str, Any] | None, device: Device, race: bool = False) -> Engine:
     """Choose the engine; a run goes on with the one it began with, so that its features stay comparable.
 
+    Args:
+        name: A name of :data:`vgg16_xray.learn.engines.ENGINES`.
+        recorded: What ``run.toml`` says of the engine.
+        race: See :func:`vgg16_xray.learn.engines.choose`.
+
     Raises:
-        UserError: There is no such engine.
+        UserError: There is no such engine, or what runs it is not installed.
     """
     if name != "auto" or recorded is None:
-        return choose(name, device=device.name)
-    engine = Engine(choose(recorded["name"]).name, f"recorded in the run: {recorded['reason']}")
-    if (
-        device.name == "cpu"
-        and engine.name == "torch-bfloat16"
-        and not processor_features() & {"avx512_bf16", "amx_bf16"}
-    ):
-        return Engine(engine.name, f"{engine.reason}; this processor has none, where it is several times slower")
-    return engine
+        return choose(name, device=device.name, race=race)
+    engine = engine_from(recorded)
+    choose(engine.name, device=device.name)  # Refuses what this machine cannot run.
+    lacks = weakness(engine.name) if device.name == "cpu" else ""
+    reason = f"recorded in the run: {engine.reason}" + (f"; this processor {lacks}" if lacks else "")
+    return replace(engine, reason=reason)
