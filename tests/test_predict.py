@@ -306,7 +306,7 @@ def test_a_folder_is_its_films_without_masks(drawn_films: Path, tmp_path: Path, 
         (["--model", "{run}", "--format", "xml"], "--format: must be one of table, json, csv, found 'xml'"),
         (
             ["--model", "{run}", "--engine", "gpu"],
-            "--engine: must be one of auto, torch-float32, torch-bfloat16, found",
+            "--engine: must be one of auto, torch-bfloat16, torch-float32, onnx-float32, ",
         ),
         (["--model", "{run}", "--out", "{tmp}"], "--out: must be a file, found the folder {tmp}"),
         (["--model", "{film}"], "{film}: must be a whole safetensors file, found"),

@@ -206,6 +206,17 @@ def _on_gpu(name: str, device: str) -> Engine:
     return Engine("torch-float32", "the card has no bf16 that is known to be fast")
 
 
+def choose_for_model(name: str, *, trained_with: str) -> Engine:
+    """Choose the engine for a trained model: with ``auto`` its own where this machine is at its best with it.
+
+    Raises:
+        UserError: There is no such engine.
+        MissingExtra: What runs it is not installed.
+    """
+    known = trained_with in _KINDS and is_installed(trained_with) and not weakness(trained_with)
+    return Engine(trained_with, "the model's own") if name == "auto" and known else choose(name)
+
+
 def _fastest(*, race: bool) -> Engine:
     # int8 is not in the race: preparing it takes longer than all the others, and its error is beyond what is allowed.
     candidates = [name for name in _KINDS if not weakness(name) and name != "onnx-int8"]
@@ -353,7 +364,7 @@ class FrozenPart:
             pixels: (B, H, W) uint8 or float32, grey, 0..255.
 
         Returns:
-            (B, C, h, w), channels last in memory; bfloat16 from ``torch-bfloat16`` where it is not pooled, else float32.
+            (B, C, h, w), channels last in memory; float32, but bfloat16 from ``torch-bfloat16`` where it is not pooled.
         """
         import torch
 

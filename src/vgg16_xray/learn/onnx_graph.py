@@ -181,6 +181,8 @@ def quantised(model: onnx.ModelProto, films: np.ndarray, *, seven_bits: bool) ->
                 per_channel=True,
                 reduce_range=seven_bits,
                 op_types_to_quantize=["Conv", "Relu", "MaxPool"],
+                # 0.6 % of the work, and on pixels themselves a byte is coarsest: error 0.066 in place of 0.074.
+                nodes_to_exclude=["features.0"],
             )
             return onnx.load(into)
     finally:
