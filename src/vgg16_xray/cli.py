@@ -373,6 +373,8 @@ def predict(
     predictor = Predictor(model, engine=engine)
     if predictor.models > 1:
         typer.echo(f"the mean of {predictor.models} models of the folds", err=True)
+    for note in predictor.notes:
+        typer.echo(f"note: {note}", err=True)
     answers = list(predictor.predict(files))
     if format_ == "table":
         text = predictions_as_text(answers, labels=predictor.labels, colours=out is None)

@@ -60,8 +60,8 @@ class Predictor:
     """
 
     def __init__(self, model: Path, *, engine: str = "auto") -> None:
-        from vgg16_xray.learn.checkpoint import load_model
-        from vgg16_xray.learn.engines import FrozenPart, choose
+        from vgg16_xray.learn.checkpoint import load_model, load_probe
+        from vgg16_xray.learn.engines import FrozenPart, choose_for_model
         from vgg16_xray.learn.vgg16 import split_at
         from vgg16_xray.steps.folds import ensemble
 
@@ -71,7 +71,8 @@ class Predictor:
         if files[0] == RunDir(model).best:
             # The best epoch so far of a training that is not finished is not the run's model yet.
             RunDir(model).require_step("train", made_by="train")
-        self.engine = choose(engine)
+        #: What the user should know: features that are not quite those of the training.
+        self.notes: list[str] = []
         #: How many models answer together.
         self.models = len(files)
         # Models whose frozen parts are equal, tensor by tensor, share one: a film goes through it once.
@@ -79,7 +80,7 @@ class Predictor:
         for file in files:
             network, config = load_model(file)
             if file == files[0]:
-                self.config = config
+                self.config, self.engine = config, choose_for_model(engine, trained_with=config.engine)
             elif _asks_for(config) != _asks_for(self.config):
                 raise UserError(f"{file}: must have the classes, layers and preprocessing of {files[0]}, found others")
             prefix, trainable = split_at(network, config.train_from)
@@ -90,6 +91,9 @@ class Predictor:
                 shared.append(trainable)
             else:
                 frozen_part = FrozenPart(prefix, preprocessing=config.preprocessing, engine=self.engine)
+                probe = load_probe(file)
+                if probe and (line := probe.check(frozen_part, where=file, trained_with=config.engine)):
+                    self.notes.append(line)
                 parts.append((tensors, frozen_part, [trainable]))
         self._parts = [(frozen_part, trainables) for _, frozen_part, trainables in parts]
 

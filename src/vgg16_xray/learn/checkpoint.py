@@ -20,6 +20,7 @@ from vgg16_xray.files import whole_file
 if TYPE_CHECKING:
     import torch
 
+    from vgg16_xray.learn.probe import Probe
     from vgg16_xray.learn.vgg16 import VGG16
 
 #: Key, in that JSON, of the hash of all tensors: a flipped bit is found before a model answers with it.
@@ -132,9 +133,10 @@ def _header(file: Any) -> dict[str, Any]:
     return header
 
 
-def save_model(path: Path, model: VGG16, config: ModelConfig) -> None:
-    """Write a model."""
-    save_tensors(path, model.state_dict(), {"version": __version__, "config": asdict(config)})
+def save_model(path: Path, model: VGG16, config: ModelConfig, probe: Probe | None = None) -> None:
+    """Write a model, and what tells whether it gets the same features elsewhere."""
+    tensors = model.state_dict() | (probe.tensors() if probe else {})
+    save_tensors(path, tensors, {"version": __version__, "config": asdict(config)})
 
 
 def load_model(path: Path) -> tuple[VGG16, ModelConfig]:
@@ -146,6 +148,7 @@ def load_model(path: Path) -> tuple[VGG16, ModelConfig]:
     from vgg16_xray.learn.vgg16 import build
 
     tensors, header = load_tensors(path)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("probe.")}
     try:
         config = ModelConfig(**header["config"] | {"labels": tuple(header["config"]["labels"])})
     except (KeyError, TypeError) as error:
@@ -153,6 +156,18 @@ def load_model(path: Path) -> tuple[VGG16, ModelConfig]:
     model = build(classes=len(config.labels), head=config.head, dropout=config.dropout)
     load_exactly(model, tensors, where=str(path))
     return model.eval(), config
+
+
+def load_probe(path: Path) -> Probe | None:
+    """Read a model's probe; None where it has none.
+
+    Raises:
+        UserError: The file is missing, damaged, or not of this project.
+    """
+    from vgg16_xray.learn.probe import FEATURES, PIXELS, probe_in
+
+    with _opened(path) as file:
+        return probe_in({name: file.get_tensor(name) for name in file.keys() if name in (FEATURES, PIXELS)})  # noqa: SIM118
 
 
 def load_exactly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:

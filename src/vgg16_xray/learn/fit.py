@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vgg16_xray.learn.engines import Engine
     from vgg16_xray.learn.features import FeatureSource
+    from vgg16_xray.learn.probe import Probe
     from vgg16_xray.learn.vgg16 import VGG16
 
 #: Seconds between two saved states inside an epoch: what a kill can cost.
@@ -85,6 +86,7 @@ def fit(
     history: Path,
     cycles: Sequence[int] = (),
     continues: Collection[str] = (),
+    probe: Probe | None = None,
 ) -> list[dict[str, float]]:
     """Fit the trainable part of a model; go on from `last` where an earlier call stopped.
 
@@ -104,6 +106,7 @@ def fit(
             that was given more epochs after it had ended begins another cycle, as SGDR does (Loshchilov & Hutter 2017).
             Empty: a single cycle.
         continues: Keys of trainings that this one goes on from: the same with fewer cycles.
+        probe: Kept with the model, see :mod:`vgg16_xray.learn.probe`.
 
     Returns:
         The rows of the history.
@@ -151,7 +154,7 @@ def fit(
                     recipe=recipe.name,
                 )
                 with loop.averaged_weights():
-                    save_model(best, model, config)
+                    save_model(best, model, config, probe)
             # History and best model first: if the state is not saved, the epoch is run again and they are the same.
             if ranks.first():
                 _write_history(history, [*loop.history, row])

@@ -24,6 +24,7 @@ from vgg16_xray.learn.augment import Augment
 from vgg16_xray.learn.devices import Streamed, place, put, rows_on
 from vgg16_xray.learn.engines import FrozenPart
 from vgg16_xray.learn.features import NEVER_STORED, ComputedFeatures, FeatureSource
+from vgg16_xray.learn.probe import Probe
 from vgg16_xray.rundir import CacheDir, RunDir, key_of, read_config
 from vgg16_xray.steps.initialise import Plan, assemble, read_plan, refuse_to_resume
 from vgg16_xray.steps.preprocess import VERSION as PREPROCESS_VERSION
@@ -95,6 +96,7 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
         last=run.last,
         best=run.best,
         history=run.history,
+        probe=features.probe(),
         cycles=plan.cycles,
         continues=plan.continues,
     )
@@ -130,6 +132,19 @@ class Features:
         self._weights = str(read_config(run)["weights"].get("origin", ""))
         self._train = rows_of(manifest, TRAIN)
         self._of_pixels = key_of(list(manifest["pixels_sha256"]), plan.size, PREPROCESS_VERSION)
+
+    def probe(self) -> Probe:
+        """What tells later whether a model gets the features that it was trained on."""
+        return Probe.of(self._frozen, size=self._plan.size)
+
+    def say_if_others_than(self, probe: Probe | None, *, where: Path, trained_with: str) -> None:
+        """Say in one line where these are not the features that a model was trained on.
+
+        Raises:
+            UserError: They are so far from them that answers would mean nothing.
+        """
+        if probe and (line := probe.check(self._frozen, where=where, trained_with=trained_with)):
+            print(f"note: {line}", flush=True)
 
     def as_they_are(self) -> FeatureSource:
         """Features of every film, nothing changed."""

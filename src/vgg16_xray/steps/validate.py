@@ -83,10 +83,12 @@ class TrainedRun:
 
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
         """(n, K) float64, a row a film of `rows` (n,), in their order."""
+        from vgg16_xray.learn.checkpoint import load_probe
         from vgg16_xray.learn.fit import probabilities
         from vgg16_xray.learn.vgg16 import split_at
 
         features = Features(self.run, self.plan, self._model, open_pixels(self.run, self.manifest), self.manifest)
+        features.say_if_others_than(load_probe(self.run.best), where=self.run.best, trained_with=self.config.engine)
         _, trainable = split_at(self._model, self.plan.recipe.train_from)
         return probabilities(
             trainable.eval(), features.as_they_are(), rows, engine=self.plan.engine, description="predict films"
