@@ -86,5 +86,5 @@ def probe_in(tensors: Mapping[str, torch.Tensor]) -> Probe | None:
 def _some_features(frozen: FrozenPart, pixels: torch.Tensor) -> torch.Tensor:
     import torch
 
-    features = in_half_precision(frozen(pixels)).flatten(1)
+    features = in_half_precision(frozen(pixels)).flatten(1).cpu()
     return features[:, :: max(1, features.shape[1] // KEPT)].to(torch.float16).contiguous()

@@ -36,9 +36,10 @@ def with_torch(prefix: torch.nn.Sequential, preprocessing: str, dtype: torch.dty
     # A copy of its own: the model's own layers stay float32.
     layers = copy.deepcopy(prefix).to(dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     layers.requires_grad_(False)
+    weights = next(layers.parameters(), None)
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
-        x = normalise(pixels, preprocessing).to(dtype, memory_format=torch.channels_last)
+        x = normalise(pixels if weights is None else pixels.to(weights.device), preprocessing).to(dtype, memory_format=torch.channels_last)
         out: torch.Tensor = layers(x)
         return out
 
