@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,21 @@ def test_the_frozen_part_leaves_the_model_in_float32(films: torch.Tensor) -> Non
 def test_uint8_and_float_films_give_the_same(films: torch.Tensor) -> None:
     part = frozen("block2", "torch-float32")
     assert torch.equal(part(films[:1]), part(films[:1].float()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("films", [1, 3])
+def test_a_relu_inside_its_convolution_changes_no_bit(dtype: torch.dtype, films: int) -> None:
+    from vgg16_xray.learn import runtimes
+    from vgg16_xray.learn.weights import normalise
+
+    torch.manual_seed(0)
+    prefix = build(classes=2, head="gap", dropout=0.0).features[:17].eval()
+    pixels = torch.randint(0, 256, (films, 64, 64), dtype=torch.uint8)
+    layers = copy.deepcopy(prefix).to(dtype, memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = layers(normalise(pixels, "caffe").to(dtype, memory_format=torch.channels_last))
+        found = runtimes.with_torch(prefix, "caffe", dtype)(pixels)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert expected.any()

@@ -37,13 +37,46 @@ def with_torch(prefix: torch.nn.Sequential, preprocessing: str, dtype: torch.dty
     layers = copy.deepcopy(prefix).to(dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     layers.requires_grad_(False)
     weights = next(layers.parameters(), None)
+    if weights is not None and weights.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        layers = torch.nn.Sequential(*_with_relu_inside(layers))
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
-        x = normalise(pixels if weights is None else pixels.to(weights.device), preprocessing).to(dtype, memory_format=torch.channels_last)
+        x = normalise(pixels if weights is None else pixels.to(weights.device), preprocessing).to(
+            dtype, memory_format=torch.channels_last
+        )
         out: torch.Tensor = layers(x)
         return out
 
     return run
+
+
+def _with_relu_inside(layers: torch.nn.Sequential) -> list[torch.nn.Module]:
+    """Layers in which oneDNN applies a ReLU before it writes a convolution's output: same bits, two thirds of the time.
+
+    It is what torch.compile makes of them, without the compiler that it needs.
+    """
+    import torch
+    from torch import nn
+
+    class Convolution(nn.Module):
+        def __init__(self, layer: nn.Conv2d) -> None:
+            super().__init__()
+            self.weight, self.bias = layer.weight, layer.bias
+            self.geometry = layer.padding, layer.stride, layer.dilation, layer.groups
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, "relu", [], ""
+            )
+            return out
+
+    found: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.ReLU) and found and isinstance(found[-1], nn.Conv2d):
+            found[-1] = Convolution(found[-1])
+        else:
+            found.append(layer)
+    return found
 
 
 def with_onnxruntime(
