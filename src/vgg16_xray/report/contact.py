@@ -1,0 +1,74 @@
+"""A sheet of films to look at, each or several side by side with a caption: one self-contained page, no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vgg16_xray import RESEARCH_USE_ONLY, __version__
+from vgg16_xray.files import write_text
+from vgg16_xray.report.page import template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """What is looked at together."""
+
+    #: (H, W) uint8 each.
+    films: Sequence[np.ndarray]
+    #: One line a film, its name say.
+    names: Sequence[str]
+    #: What to know of them.
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Tiles under a heading."""
+
+    title: str
+    text: str
+    tiles: Sequence[Tile]
+
+
+def write_sheet(path: Path, *, title: str, lead: str, sections: Iterable[Section]) -> Path:
+    """Write the page. Text is escaped; films become JPEG of quality 85, as large as they are given.
+
+    Args:
+        path: The HTML file.
+        title: Of the page.
+        lead: What the sheet shows, one or two sentences.
+        sections: What is on it; each with at least one tile, or a text that says why there is none.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    from markupsafe import Markup
+
+    css = Markup((Path(__file__).parent / "templates" / "report.css").read_text("utf-8"))
+    page = template("contact.html.j2", {"uri": _uri}).render(
+        title=title,
+        lead=lead,
+        sections=list(sections),
+        css=css,
+        package_version=__version__,
+        research_use_only=RESEARCH_USE_ONLY,
+    )
+    write_text(path, page)
+    return path
+
+
+def _uri(film: np.ndarray) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(film).save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
