@@ -34,7 +34,7 @@ format: $(VENV)/.dev
 drawings: $(VENV)/.train
 	$(BIN)/python -m vgg16_xray.report.drawings docs/figures
 
-# Against the notebook's own Keras loop, in a virtual environment of its own; kept in docs/benchmarks.md.
+# Against the notebook's own Keras loop, in a virtual environment of its own, and each engine; kept in docs/benchmarks.md.
 # Some parts: make bench PART="accuracy finetune".
 bench: $(VENV)/.dev $(KERAS)/.keras
 	$(BIN)/python benchmarks/bench.py $(PART) --keras $(KERAS)/bin/python

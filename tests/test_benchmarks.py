@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 HERE = Path(__file__).resolve().parents[1]
 BENCHMARKS, DOCS = HERE / "benchmarks", HERE / "docs"
@@ -131,6 +134,56 @@ def test_dealt_films_have_every_class_on_every_side(tmp_path: Path, monkeypatch:
         assert len([folder for folder in (tmp_path / "films" / side).iterdir() if any(folder.iterdir())]) == 4
 
 
+def test_multiply_adds_are_those_of_the_published_base() -> None:
+    from engines import multiply_adds
+
+    from vgg16_xray.learn.vgg16 import build
+
+    base = build(classes=2, head="gap", dropout=0.0).features
+    # torchvision states 15.47 G for the whole network; 0.12 G of them are the classifier's.
+    assert multiply_adds(base) == pytest.approx(15.35e9, rel=1e-3)
+    assert multiply_adds(base, 112) * 4 == multiply_adds(base)
+
+
+def test_each_engine_is_timed_in_every_round_and_the_first_is_not_counted() -> None:
+    from engines import Clock
+
+    calls: list[str] = []
+
+    def slow_at_first() -> None:
+        calls.append("a")
+        time.sleep(0.6 if calls.count("a") == 1 else 0.01)
+
+    clock = Clock({"a": slow_at_first, "b": lambda: calls.append("b")}, rounds=1)
+    assert "".join(calls) == "baab"
+    on_the_clock, at_work = clock.medians("a")
+    assert 0.01 <= on_the_clock < 0.3
+    # It slept.
+    assert at_work < on_the_clock
+
+
+def test_an_engines_rounding_is_seen_in_its_features_and_a_head_answers_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import engines
+
+    rng = np.random.default_rng(0)
+    halves = [(rng.integers(0, 256, (12, 8, 8), dtype=np.uint8), [*pair] * 6) for pair in ("ab", "ba")]
+    for pixels, labels in halves:
+        pixels[np.array(labels) == "b", :4] //= 4
+    monkeypatch.setattr(engines, "dealt", lambda _: ("24 films", halves))
+
+    def maps(pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.float().reshape(-1, 4, 4, 4)
+
+    exact, noise = engines.EXACT, "onnx-int8"
+    runs = {exact: maps, noise: lambda pixels: torch.randn(len(pixels), 4, 4, 4)}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in engines.heads(runs, count=24)]
+    row = {(cells[0], cells[1]): cells[2:] for cells in lines if len(cells) == 5}
+    assert row[exact, exact] == ["1.000", "1.000", "0"]
+    assert all(float(row[pair][0]) < 0.95 and float(row[pair][2]) > 0.5 for pair in ((noise, noise), (exact, noise)))
+
+
 def run_script(name: str, *arguments: object) -> str:
     command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
@@ -146,6 +199,7 @@ def run_script(name: str, *arguments: object) -> str:
         ("scale.py", ("--whole", 40, "--stored", 40, 600), "| epoch on stored features, 600 films |"),
         ("features.py", ("--films", 64), "| block5 |"),
         ("phantoms.py", ("--films", 4), "films/s"),
+        ("engines.py", ("--films", 1, "--rounds", 1, "--side", 128, "--accuracy", 0), "| torch eager, float32 |"),
     ],
 )
 def test_a_benchmark_runs(script: str, arguments: tuple[object, ...], row: str) -> None:
