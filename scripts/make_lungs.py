@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -351,9 +352,9 @@ def batch(pool: Pool, left_out: str, seed: int, step: int) -> tuple[Tensor, Tens
 def rate(step: int) -> float:
     """Up over the first twentieth, then down a half cosine."""
     warm = STEPS // 20
-    return (
-        RATE * (step + 1) / warm if step < warm else RATE * 0.5 * (1 + np.cos(np.pi * (step - warm) / (STEPS - warm)))
-    )
+    if step < warm:
+        return RATE * (step + 1) / warm
+    return RATE * 0.5 * (1 + math.cos(math.pi * (step - warm) / (STEPS - warm)))
 
 
 def train(pool: Pool, name: str, work: Path, seed: int) -> UNet:
