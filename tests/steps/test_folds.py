@@ -454,7 +454,7 @@ def test_resume_of_folds_that_were_begun_otherwise_changes_nothing(
 ) -> None:
     before = snapshot(folded.path)
     with pytest.raises(UserError, match="--resume needs interrupted folds of the same recipe and seed"):
-        run_all([few_films], folded, load_recipe("fast", epochs=3), folds=FOLDS, resume=True)
+        run_all([few_films], folded, load_recipe("fast", epochs=1), folds=FOLDS, resume=True)
     assert snapshot(folded.path) == before
     with pytest.raises(UserError, match="--resume needs a training of a fold that was interrupted, found none"):
         run_all([few_films], RunDir(tmp_path / "new"), RECIPE, folds=FOLDS, resume=True)
@@ -471,8 +471,8 @@ def test_the_folds_together_answer_with_the_mean_of_their_probabilities(
     singles = [Predictor(FoldsDir(folded.path).fold(n).path).probabilities(films) for n in range(1, FOLDS + 1)]
     calls = []
     real = FrozenPart.__call__
-    monkeypatch.setattr(FrozenPart, "__call__", lambda *a: calls.append(1) or real(*a))
     predictor = Predictor(folded.path)
+    monkeypatch.setattr(FrozenPart, "__call__", lambda *a: calls.append(1) or real(*a))
     np.testing.assert_allclose(predictor.probabilities(films), np.mean(singles, axis=0), rtol=0, atol=1e-12)
     assert predictor.models == FOLDS
     assert len(calls) == 1, "the frozen part is the same and is run once"
