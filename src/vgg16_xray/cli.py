@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__, ranks
 from vgg16_xray.config import SEED
@@ -391,6 +392,87 @@ def predict(
     if failed := sum(answer.answer == "error" for answer in answers):
         typer.echo(f"{failed} of {len(answers)} files could not be read; the reasons stand in their rows", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+class _WithoutName(TyperGroup):
+    """A group whose first command may go without its name: ``audit DATA`` is ``audit all DATA``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and "--help" not in args[:1]:
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
+
+
+audit = typer.Typer(
+    name="audit",
+    cls=_WithoutName,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Can a number that was measured on these films be believed? audit DATA or RUN does all of it.",
+)
+app.add_typer(audit)
+Audited = Annotated[
+    list[Path], typer.Argument(help="A run directory, or folders and tables of films.", show_default=False)
+]
+AuditOut = Annotated[
+    Path | None,
+    typer.Option("--out", help="For films: folder to make or go on with; <name>-audit by default.", show_default=False),
+]
+
+
+@audit.command("all")
+def audit_all(what: Audited, out: AuditOut = None, mapping: Map = None) -> None:
+    """Leaks, shortcuts, sources, labels: the verdict with its reasons, audit.json and audit.html.
+
+    Example: vgg16-xray audit radiography
+    """
+    require("train", purpose="vgg16-xray audit")
+    from vgg16_xray.report.audit import say_audited, write_audit_page
+    from vgg16_xray.steps.audit import audit as audit_run
+    from vgg16_xray.steps.audit import audit_data
+
+    run_dir, is_run = _audited(what, out)
+    with run_dir.alone():
+        found = audit_run(run_dir) if is_run else audit_data(what, run_dir, mapping=_mapping(mapping))
+        say_audited(found)
+        typer.echo(f"audit: {write_audit_page(run_dir, found)}")
+
+
+@audit.command("shortcuts")
+def audit_shortcuts(what: Audited, out: AuditOut = None, mapping: Map = None) -> None:
+    """The ladder alone: how far one comes on inputs from which the disease has been removed.
+
+    Example: vgg16-xray audit shortcuts runs/default
+    """
+    require("train", purpose="vgg16-xray audit shortcuts")
+    from vgg16_xray.report.audit import say_ladder
+    from vgg16_xray.steps.audit import audit as audit_run
+    from vgg16_xray.steps.audit import audit_data
+
+    run_dir, is_run = _audited(what, out)
+    with run_dir.alone():
+        say_ladder(
+            audit_run(run_dir, only_ladder=True)
+            if is_run
+            else audit_data(what, run_dir, mapping=_mapping(mapping), only_ladder=True)
+        )
+
+
+def _audited(what: list[Path], out: Path | None) -> tuple[RunDir, bool]:
+    """Where the audit is left, and whether it is a run that was there."""
+    from vgg16_xray.rundir import RunDir
+
+    if len(what) == 1 and RunDir(what[0]).manifest.exists():
+        if out is not None:
+            raise UserError(f"--out: must be left out where a run is audited, found {out}")
+        return RunDir(what[0]), True
+    return RunDir(out or Path(f"{what[0].resolve().stem}-audit")), False
+
+
+def _mapping(pairs: list[str] | None) -> dict[str, str]:
+    from vgg16_xray.films.dataset import parse_mapping
+
+    return parse_mapping(pairs or [])
 
 
 cache = typer.Typer(name="cache", invoke_without_command=True, rich_markup_mode=None)

@@ -47,9 +47,11 @@ COLUMNS = ("path", "label", "source", "patient_id", "mask")
 SOURCE = "phantom"
 #: What :class:`Faults` can write under a film's name, in the order in which they are planted.
 BROKEN = ("truncated", "empty", "text", "tiny")
+#: What :class:`Faults` can plant on films of class COVID, beside the disease.
+SHORTCUTS = ("marker", "border", "contrast", "resolution", "age")
 
 # One stream of random numbers for each purpose, so that none shifts another.
-_BODY, _FILM, _OPACITY, _PLAN, _MARKER, _COPIES, _TWO_LABELS = range(7)
+_BODY, _FILM, _OPACITY, _PLAN, _MARKER, _COPIES, _TWO_LABELS, _BORDER, _CONTRAST, _RESOLUTION, _AGE = range(11)
 # Seeds are single words of 32 bits: numpy.random.SeedSequence mixes them without ambiguity.
 _SEED_LIMIT = 2**32
 
@@ -131,6 +133,14 @@ class Faults:
     broken: int = 0
     #: Probability, 0 to 1, that a film of class COVID carries a bright marker in a corner. Others never do.
     marker: float = 0.0
+    #: The same for a black frame, a forty-eighth of the side wide.
+    border: float = 0.0
+    #: The same for a detector that shows three quarters of the contrast.
+    contrast: float = 0.0
+    #: The same for a film that was made half as large and enlarged again.
+    resolution: float = 0.0
+    #: Probability that a patient of class COVID has a child's proportions. Patients of other classes never have.
+    age: float = 0.0
     #: Number of films that are written a second time, without a patient, in another class.
     two_labels: int = 0
 
@@ -138,11 +148,14 @@ class Faults:
         """Refuse what cannot be planted."""
         _check_share("copies", self.copies)
         _check_count("broken", self.broken)
-        _check_share("marker", self.marker)
+        for name in SHORTCUTS:
+            _check_share(name, getattr(self, name))
         _check_count("two_labels", self.two_labels)
 
 
-def draw(label: str, *, seed: int = 0, patient: int = 0, film: int = 0, size: int = 256) -> Phantom:
+def draw(
+    label: str, *, seed: int = 0, patient: int = 0, film: int = 0, size: int = 256, child: bool = False
+) -> Phantom:
     """Draw one radiograph. The same arguments give the same pixels, whatever else is drawn.
 
     Args:
@@ -151,6 +164,7 @@ def draw(label: str, *, seed: int = 0, patient: int = 0, film: int = 0, size: in
         patient: Decides the body; same range.
         film: Decides pose, exposure, noise and the opacity's place and severity; same range.
         size: Side of the square film in pixels, within :data:`SIZES`.
+        child: The same patient with a child's proportions: narrow chest, large heart, level ribs, little fat.
 
     Returns:
         The film of shape (size, size) with its lungs and its opacity.
@@ -164,6 +178,7 @@ def draw(label: str, *, seed: int = 0, patient: int = 0, film: int = 0, size: in
         _check_count(name, value, limit=_SEED_LIMIT)
     _check_size(size)
     body = _Body.of(np.random.default_rng([seed, _BODY, patient, 0]))
+    body = body.as_child() if child else body
     rng = np.random.default_rng([seed, _FILM, patient, film])
     view = _View.of(body, rng, size)
     lungs = _draw_lungs(view)
@@ -239,6 +254,19 @@ class _Body:
             bubble=float(rng.random() < 0.5) * rng.uniform(0.4, 1.0),
             vessels=rng.uniform(0.6, 1.3),
             vessel_seed=int(rng.integers(_SEED_LIMIT)),
+        )
+
+    def as_child(self) -> _Body:
+        """The same with a child's proportions, chosen by eye."""
+        return replace(
+            self,
+            half_width=0.84 * self.half_width,
+            base=(self.base[0] - 0.06, self.base[1] - 0.06),
+            heart=1.18 * self.heart,
+            rib_drop=0.55 * self.rib_drop,
+            fat=0.6 * self.fat,
+            breast=0.0,
+            arm=self.arm - 0.04,
         )
 
 
@@ -694,7 +722,8 @@ class _Planned:
     patient: int
     film: int
     name: str
-    marked: bool = False
+    #: Of :data:`SHORTCUTS`, in their order.
+    planted: tuple[str, ...] = ()
 
 
 def write_dataset(
@@ -713,7 +742,7 @@ def write_dataset(
     ``<class>/images/<class>-<n>.png``, ``<class>/masks/<class>-<n>.png`` (lungs 255, the rest 0) and ``metadata.csv``
     with the columns :data:`COLUMNS`, one row a file, paths below `folder` with forward slashes. A patient has films of
     one class. What `faults` plants comes on top of `films` and takes the numbers behind them, so the films are the same
-    with and without faults; only the marker changes pixels.
+    with and without faults; only what stands in :data:`SHORTCUTS` changes pixels.
 
     All is written into a hidden folder beside `folder`, which gets its name at the end: a killed run leaves
     no `folder`.
@@ -765,7 +794,8 @@ def write_dataset(
 
 def _plan(counts: Mapping[str, int], per_patient: tuple[int, int], seed: int, faults: Faults) -> list[_Planned]:
     rng = np.random.default_rng([seed, _PLAN, 0, 0])
-    marker = np.random.default_rng([seed, _MARKER, 0, 0])
+    streams = {"marker": _MARKER, "border": _BORDER, "contrast": _CONTRAST, "resolution": _RESOLUTION, "age": _AGE}
+    rngs = {name: np.random.default_rng([seed, stream, 0, 0]) for name, stream in streams.items()}
     plan: list[_Planned] = []
     patient = 0
     for label, count in counts.items():
@@ -773,10 +803,16 @@ def _plan(counts: Mapping[str, int], per_patient: tuple[int, int], seed: int, fa
         while left:
             patient += 1
             films = min(int(rng.integers(per_patient[0], per_patient[1] + 1)), left)
+            child = label == "COVID" and rngs["age"].random() < faults.age
             for film in range(films):
                 name = f"{label}-{count - left + film + 1}"
-                marked = label == "COVID" and marker.random() < faults.marker
-                plan.append(_Planned(label=label, patient=patient, film=film, name=name, marked=bool(marked)))
+                planted = [
+                    shortcut
+                    for shortcut in SHORTCUTS[:-1]
+                    if label == "COVID" and rngs[shortcut].random() < getattr(faults, shortcut)
+                ]
+                planted += ["age"] if child else []
+                plan.append(_Planned(label=label, patient=patient, film=film, name=name, planted=tuple(planted)))
             left -= films
     return plan
 
@@ -789,10 +825,11 @@ def _written_again(
     copies = round(faults.copies * len(plan))
     for n in np.random.default_rng([seed, _COPIES, 0, 0]).permutation(len(plan))[:copies]:
         again.setdefault(plan[n], []).append(plan[n].label)
-    # A marked film in another class, or an unmarked one added to COVID, would contradict what the marker promises.
-    candidates = [film for film in plan if not film.marked]
+    # A film with a shortcut in another class, or one without added to COVID, would contradict what was promised.
+    candidates = [film for film in plan if not film.planted]
+    exclusive = any(getattr(faults, shortcut) for shortcut in SHORTCUTS)
     others = {
-        film: [label for label in counts if label != film.label and not (faults.marker and label == "COVID")]
+        film: [label for label in counts if label != film.label and not (exclusive and label == "COVID")]
         for film in candidates
     }
     candidates = [film for film in candidates if others[film]]
@@ -809,8 +846,38 @@ def _written_again(
 
 
 def _draw_planned(film: _Planned, seed: int, size: int) -> Phantom:
-    phantom = draw(film.label, seed=seed, patient=film.patient, film=film.film, size=size)
-    return replace(phantom, pixels=_with_marker(phantom.pixels)) if film.marked else phantom
+    phantom = draw(film.label, seed=seed, patient=film.patient, film=film.film, size=size, child="age" in film.planted)
+    pixels = phantom.pixels
+    for shortcut in reversed(film.planted):  # The marker last: it lies on the film.
+        if shortcut != "age":
+            pixels = plant(shortcut, pixels)
+    return replace(phantom, pixels=pixels)
+
+
+def plant(shortcut: str, pixels: np.ndarray) -> np.ndarray:
+    """What tells a class and is no disease, put on a film.
+
+    Args:
+        shortcut: One of :data:`SHORTCUTS`, age excepted: that is drawn, see :func:`draw`.
+        pixels: (H, W) uint8.
+
+    Returns:
+        (H, W) uint8, a copy.
+    """
+    from PIL import Image
+
+    if shortcut == "marker":
+        return _with_marker(pixels)
+    if shortcut == "border":
+        framed, width = np.zeros_like(pixels), max(len(pixels) // 48, 1)
+        framed[width:-width, width:-width] = pixels[width:-width, width:-width]
+        return framed
+    if shortcut == "contrast":
+        return np.rint(128 + 0.75 * (pixels.astype(np.float64) - 128)).astype(np.uint8)
+    if shortcut == "resolution":
+        image = Image.fromarray(pixels)
+        return np.asarray(image.reduce(2).resize(image.size, Image.Resampling.BILINEAR))
+    raise UserError(f"shortcut: must be one of {', '.join(SHORTCUTS[:-1])}, found {shortcut!r}")
 
 
 def _with_marker(pixels: np.ndarray) -> np.ndarray:

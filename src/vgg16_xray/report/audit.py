@@ -1,0 +1,168 @@
+"""The audit, told to people: the verdict in the terminal, and one self-contained page to staple to a paper.
+
+The page asks the network for nothing and runs no script. What comes from the user's data is escaped by the template
+engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vgg16_xray import RESEARCH_USE_ONLY, __version__
+from vgg16_xray.files import write_text
+from vgg16_xray.films.store import ArrayStore
+from vgg16_xray.report.page import template
+from vgg16_xray.report.terminal import console
+from vgg16_xray.rundir import RunDir
+from vgg16_xray.trust.shortcuts import LADDER, LUNGS, METADATA, WHOLE, as_png, shown
+from vgg16_xray.trust.verdict import CARE, NONE, STOP, STRONGEST
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+#: Side of a film on the ladder, and on a contact sheet, pixels.
+SMALL, SHEET = 96, 128
+#: Films on the contact sheet of suspected labels.
+MOST_SHOWN = 48
+#: Side of the heat map, pixels.
+HEAT = 336
+CLASS_OF_VERDICT = {STOP: "stop", CARE: "care", NONE: "none"}
+MEANINGS = {
+    STOP: "A number measured on these films does not show that the disease was recognised.",
+    CARE: "A number measured on these films may be too good. Say so where you quote it.",
+    NONE: "Nothing was found that would make a number measured on these films too good. That is no proof.",
+}
+
+
+def say_audited(found: Mapping[str, Any]) -> None:
+    """The verdict, its three strongest reasons and what to do about each."""
+    out = console()
+    out.print()
+    out.print(f"{found['verdict'].upper()}. {MEANINGS[found['verdict']]}")
+    for number, reason in enumerate(found["reasons"][:STRONGEST], start=1):
+        out.print(f" {number}. {reason['headline']}")
+        out.print(f"    {reason['evidence']}")
+        out.print(f"    What to do: {reason['remedy']}")
+    if len(found["reasons"]) > STRONGEST:
+        rest = "; ".join(reason["headline"].rstrip(".") for reason in found["reasons"][STRONGEST:])
+        out.print(f"    And: {rest}.")
+    for note in found["not_checked"]:
+        out.print(f" not checked: {note}")
+
+
+def say_ladder(found: Mapping[str, Any]) -> None:
+    """A row a rung."""
+    console().print(_ladder_table(found))
+
+
+def _ladder_table(found: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="how far one comes on", title_justify="left")
+    for column in ("input", "macro-F1", "95 % interval", "chance", "p", ""):
+        table.add_column(column, justify="left" if column in ("input", "") else "right")
+    for rung in LADDER:
+        row = found["ladder"].get(rung.key, {})
+        if "macro_f1" not in row:
+            table.add_row(rung.name, "–", "", "", "", row.get("left_out", ""))
+            continue
+        numbers = (f"{row['macro_f1']:.3f}", f"{row['low']:.3f}–{row['high']:.3f}", f"{row['chance']:.3f}")
+        table.add_row(rung.name, *numbers, f"{row['p']:.3f}", "holds no lung" if rung.without_lungs else "")
+    return table
+
+
+def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
+    """Write the page.
+
+    Args:
+        run: The run that was audited.
+        found: See :func:`vgg16_xray.steps.audit.audit`.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    import pandas as pd
+    from markupsafe import Markup
+
+    manifest = pd.read_parquet(run.manifest)
+    pixels = ArrayStore(run.pixels)
+    page = template("audit.html.j2", {"share": lambda value: f"{100 * value:.1f} %"}).render(
+        name=run.path.resolve().name,
+        found=found,
+        verdict_class=CLASS_OF_VERDICT[found["verdict"]],
+        meaning=MEANINGS[found["verdict"]],
+        strongest=found["reasons"][:STRONGEST],
+        others=found["reasons"][STRONGEST:],
+        ladder=_ladder(found, manifest, pixels),
+        whole=found["ladder"].get(WHOLE.key, {}).get("macro_f1"),
+        heat=_heat(found["where"], pixels),
+        suspects=_suspects(found["noise"], pixels),
+        stop=STOP,
+        # The package's own style sheet, and nothing else, is not escaped.
+        css=Markup((Path(__file__).parent / "templates" / "report.css").read_text("utf-8")),
+        numbers=run.audit.name,
+        package_version=__version__,
+        research_use_only=RESEARCH_USE_ONLY,
+    )
+    write_text(run.audit_page, page)
+    return run.audit_page
+
+
+def _ladder(found: Mapping[str, Any], manifest: pd.DataFrame, pixels: ArrayStore) -> list[dict[str, Any]]:
+    """A row a rung, with one film as the rung shows it; the same film in all of them."""
+    film = pixels.take(np.array([len(manifest) // 2]))
+    rows = []
+    for rung in LADDER:
+        figures = found["ladder"].get(rung.key, {})
+        picture = None
+        # The lungs' outline is not kept, so the two rungs that need it show no film.
+        if rung is not METADATA and not rung.needs_lungs:
+            picture = _uri(as_png(shown(rung, film)[0], side=SMALL))
+        rows.append(
+            {
+                "rung": rung,
+                "figures": figures,
+                "picture": picture,
+                "kind": "bad" if rung.without_lungs else "whole" if rung is WHOLE else "plain",
+                "is_lungs": rung is LUNGS,
+            }
+        )
+    return rows
+
+
+def _heat(where: Mapping[str, Any], pixels: ArrayStore) -> str:
+    """The mean film under the skill of each cell: grey where a cell tells nothing, orange where it tells much."""
+    from PIL import Image
+
+    rows = np.linspace(0, len(pixels) - 1, min(200, len(pixels))).astype(np.int64)
+    mean = pixels.take(np.unique(rows)).mean(axis=0)
+    skill = np.clip(np.array(where["skill"], dtype=np.float64), 0, 1)
+    base = np.asarray(Image.fromarray(mean.astype(np.uint8)).resize((HEAT, HEAT)), dtype=np.float64)[..., None]
+    cells = np.kron(skill, np.ones((HEAT // len(skill), HEAT // len(skill))))[..., None]
+    # Okabe and Ito's vermilion, 0.8 opaque at most, so that the film stays visible.
+    mixed = base * (1 - 0.8 * cells) + 0.8 * cells * np.array([213.0, 94.0, 0.0])
+    target = io.BytesIO()
+    Image.fromarray(np.broadcast_to(mixed, (HEAT, HEAT, 3)).astype(np.uint8)).save(target, "PNG", optimize=True)
+    return _uri(target.getvalue())
+
+
+def _suspects(noise: Mapping[str, Any], pixels: ArrayStore) -> Sequence[dict[str, Any]]:
+    listed = noise["listed"][:MOST_SHOWN]
+    if not listed:
+        return []
+    films = pixels.take(np.array([entry["row"] for entry in listed]))
+    return [{**entry, "uri": _uri(as_png(film, side=SHEET))} for entry, film in zip(listed, films, strict=True)]
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,99 @@
+"""The audit of drawn films whose faults are known: verdict, reasons, page, and what is not computed twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vgg16_xray.films.phantom import Faults, write_dataset
+from vgg16_xray.report.audit import write_audit_page
+from vgg16_xray.rundir import RunDir
+from vgg16_xray.steps import audit as step
+from vgg16_xray.steps.audit import audit, audit_data, leaks_between
+from vgg16_xray.trust.shortcuts import LADDER
+from vgg16_xray.trust.verdict import CARE, STOP
+
+TWO = {"COVID": 1.0, "Normal": 1.0}
+
+
+@pytest.fixture(scope="module")
+def bordered(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """48 films of two classes, one of them with a black frame, audited."""
+    folder = tmp_path_factory.mktemp("bordered")
+    write_dataset(folder / "films", films=48, seed=1, size=128, imbalance=TWO, faults=Faults(border=1.0))
+    run = RunDir(folder / "audit")
+    audit_data([folder / "films"], run, permutations=99)
+    return run
+
+
+def test_a_planted_border_is_named_and_the_number_is_not_to_be_believed(bordered: RunDir) -> None:
+    found = json.loads(bordered.audit.read_text("utf-8"))
+    assert found["verdict"] == STOP
+    assert found["reasons"][0]["rule"] == "told without the lungs"
+    assert found["ladder"]["border"]["macro_f1"] > 0.9
+    assert set(found["ladder"]) == {rung.key for rung in LADDER}
+    # Drawn films come with masks, and with one source.
+    assert found["ladder"]["lungs_erased"]["films_left_out"] == 0
+    assert any("one source" in note for note in found["not_checked"])
+
+
+def test_a_second_audit_computes_nothing_again(bordered: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = bordered.audit.read_bytes()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(step, "measure", never)
+    monkeypatch.setattr(step, "probabilities_out_of_fold", never)
+    audit(bordered, permutations=99)
+    assert bordered.audit.read_bytes() == before
+    bordered.audit_part("ladder.border").unlink()
+    with pytest.raises(AssertionError, match="computed again"):
+        audit(bordered, permutations=99)
+
+
+def test_the_page_shows_verdict_reasons_and_ladder_and_asks_nobody(bordered: RunDir) -> None:
+    found = json.loads(bordered.audit.read_text("utf-8"))
+    page = write_audit_page(bordered, found).read_text("utf-8")
+    assert "Cannot be believed" in page
+    for reason in found["reasons"][:3]:
+        assert reason["headline"] in page
+    assert all(rung.name in page for rung in LADDER)
+    assert "http" not in page
+    assert "<script" not in page
+    assert "Research use only" in page
+
+
+def test_a_split_of_the_data_that_leaks_is_judged_and_not_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "drawn", films=40, seed=2, size=64, imbalance=TWO, films_per_patient=(1, 1), masks=False)
+    for label in TWO:
+        files = sorted((tmp_path / "drawn" / label / "images").iterdir())
+        for side, some in (("train", files[:16]), ("test", files[14:])):  # Two films of each class on both sides.
+            (tmp_path / "films" / side / label).mkdir(parents=True)
+            for file in some:
+                (tmp_path / "films" / side / label / file.name).write_bytes(file.read_bytes())
+    found = audit_data([tmp_path / "films"], RunDir(tmp_path / "audit"), permutations=19)
+    assert found["leaks"]["test_films_leaked"] == 4
+    assert found["leaks"]["test_films"] == 12
+    assert "leak across the split" in [reason["rule"] for reason in found["reasons"]]
+    assert found["verdict"] == STOP
+
+
+def test_leaks_by_copy_and_by_patient() -> None:
+    found = leaks_between(
+        ["a", "a", "b", "c", "d"],
+        labels=["x", "y", "x", "x", "x"],
+        patients=["", "", "p", "p", ""],
+        sides=["train", "test", "train", "test", "test"],
+    )
+    assert found == {"copies": 1, "conflicts": 2, "test_films": 3, "test_films_leaked": 2}
+
+
+def test_two_labels_for_one_film_are_a_reason_for_care_at_least(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "films", films=40, seed=3, size=64, imbalance=TWO, faults=Faults(two_labels=1))
+    found = audit_data([tmp_path / "films"], RunDir(tmp_path / "audit"), permutations=19)
+    assert found["leaks"]["conflicts"] == 2
+    assert found["verdict"] in (CARE, STOP)
+    assert "two labels" in [reason["rule"] for reason in found["reasons"]]
