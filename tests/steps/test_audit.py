@@ -61,7 +61,8 @@ def test_the_page_shows_verdict_reasons_and_ladder_and_asks_nobody(bordered: Run
     for reason in found["reasons"][:3]:
         assert reason["headline"] in page
     assert all(rung.name in page for rung in LADDER)
-    assert "http" not in page
+    assert "http://" not in page
+    assert "https://" not in page
     assert "<script" not in page
     assert "Research use only" in page
 

@@ -27,6 +27,7 @@ from vgg16_xray.rundir import RunDir, key_of, read_config
 from vgg16_xray.steps.preprocess import fingerprint, preprocess, read_manifest
 from vgg16_xray.trust import confounding
 from vgg16_xray.trust.confounding import FEWEST_GROUPS
+from vgg16_xray.trust.lungs import find_lungs
 from vgg16_xray.trust.noise import probabilities_out_of_fold, suspected
 from vgg16_xray.trust.probe import FOLDS, PERMUTATIONS, confusion, macro_f1, out_of_fold
 from vgg16_xray.trust.shortcuts import BATCH, LADDER, METADATA, describe, measure, metadata_of, sample, where
@@ -41,9 +42,6 @@ VERSION = 1
 PER_CLASS = 500
 #: Suspected labels that are listed by name.
 MOST_SUSPECTS = 200
-
-#: (N, H, W) uint8 -> (masks (N, H, W) bool, found (N,) bool).
-FindLungs = Callable[[NDArray[np.uint8]], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,6 @@ class _Films:
     rows: NDArray[np.int64]
     seed: int
     permutations: int
-    find_lungs: FindLungs | None
     #: Side by (collection, path), where the data bring a split of their own.
     given: Mapping[tuple[str, str], str]
 
@@ -96,7 +93,6 @@ def audit(
     per_class: int = PER_CLASS,
     permutations: int = PERMUTATIONS,
     seed: int = SEED,
-    find_lungs: FindLungs | None = None,
     only_ladder: bool = False,
 ) -> dict[str, Any]:
     """Audit the films of a run.
@@ -107,7 +103,6 @@ def audit(
         per_class: Films of a class on which the ladder is climbed.
         permutations: Most permutations of a probe.
         seed: Of everything random.
-        find_lungs: Outlines lungs where the data bring no mask.
         only_ladder: Leave out all but the ladder, and write no verdict.
 
     Returns:
@@ -125,7 +120,6 @@ def audit(
         per_class=per_class,
         permutations=permutations,
         seed=seed,
-        find_lungs=find_lungs,
     )
     of_run = (VERSION, fingerprint(films.manifest), list(films.manifest["source"]), per_class, permutations, seed)
     found: dict[str, Any] = {"films": _count(films)}
@@ -133,7 +127,7 @@ def audit(
     # Matrices of 64 columns: a second thread gains nothing, and on a busy machine two wait for each other.
     with threadpool_limits(1, user_api="blas"), progress("audit", total=len(parts), unit="parts") as bar:
         for name, compute in parts.items():
-            key = key_of(*of_run, name, find_lungs is not None, sorted([*k, v] for k, v in films.given.items()))
+            key = key_of(*of_run, name, sorted([*k, v] for k, v in films.given.items()))
             _put(found, name, _once(run, name, key, compute))
             bar.advance(note=name)
     if only_ladder:
@@ -152,7 +146,6 @@ def _open(
     per_class: int,
     permutations: int,
     seed: int,
-    find_lungs: FindLungs | None,
 ) -> _Films:
     manifest = read_manifest(run)
     labels, groups = list(manifest["label"]), list(manifest["group"])
@@ -179,7 +172,6 @@ def _open(
         rows=rows,
         seed=seed,
         permutations=permutations,
-        find_lungs=find_lungs,
         given=given,
     )
 
@@ -424,8 +416,9 @@ class _Rungs:
         if self._lungs is None:
             masks, known = read_masks(self._of, self._of.rows)
             missing = np.flatnonzero(~known)
-            if len(missing) and self._of.find_lungs is not None:
-                masks[missing], known[missing] = self._of.find_lungs(self.films[missing])
+            if len(missing):
+                outlined = find_lungs(self.films[missing])
+                masks[missing], known[missing] = outlined.masks, outlined.found
             self._lungs = (masks if known.any() else None), known
         return self._lungs
 

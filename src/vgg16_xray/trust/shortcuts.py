@@ -481,7 +481,8 @@ def sample(
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    order = [sorted(members)[i] for i in rng.permutation(len(members))]
+    names = sorted(members)
+    order = [names[i] for i in rng.permutation(len(names))]
     taken: set[str] = set()
     for label in sorted(set(labels)):
         queues: dict[str, list[str]] = {}
