@@ -408,7 +408,8 @@ audit = typer.Typer(
     cls=_WithoutName,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Can a number that was measured on these films be believed? audit DATA or RUN does all of it.",
+    help="Can a number that was measured on these films be believed? Films or a run; all of it by default.\n\n"
+    "Example: vgg16-xray audit radiography",
 )
 app.add_typer(audit)
 Audited = Annotated[

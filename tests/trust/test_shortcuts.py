@@ -73,7 +73,7 @@ def test_a_scrambled_film_keeps_its_amplitudes_and_loses_its_shape() -> None:
     film = draw("Normal", size=SIZE).pixels[None]
     scrambled = shown(SCRAMBLED, film)
     before, after = (np.abs(np.fft.rfft2(x[0] - x.mean())) for x in (film.astype(float), scrambled.astype(float)))
-    assert np.corrcoef(np.log1p(before).ravel(), np.log1p(after).ravel())[0, 1] > 0.9
+    assert np.corrcoef(np.log1p(before).ravel(), np.log1p(after).ravel())[0, 1] > 0.8
     assert abs(np.corrcoef(film.ravel(), scrambled.ravel())[0, 1]) < 0.3
 
 

@@ -210,7 +210,7 @@ def balanced_source(
         for rows in of.values():
             weights[rows] = films / len(of) / len(rows)
     taken = np.flatnonzero(weights)
-    truth = np.array([names.index(labels[i]) for i in taken])
+    truth = np.array([names.index(labels[i]) for i in taken.tolist()])
     cell = np.zeros((len(taken), len(names) ** 2))
     cell[np.arange(len(taken)), truth * len(names) + predictions[taken]] = 1
     shape = (-1, len(names), len(names))
@@ -220,7 +220,7 @@ def balanced_source(
 
     drawn = [
         score(times * weights[taken])
-        for times in bootstrap_weights([groups[i] for i in taken], replicates=1000, seed=seed)
+        for times in bootstrap_weights([groups[i] for i in taken.tolist()], replicates=1000, seed=seed)
     ]
     low, high = percentile_interval(np.concatenate(drawn), level=0.95) or (None, None)
     return {
@@ -288,7 +288,7 @@ def leave_one_source_out(
 
 
 def _groups(truth: NDArray[Any], groups: Sequence[str], taken: NDArray[np.bool_], k: int) -> int:
-    return len({groups[i] for i in np.flatnonzero(taken & (truth == k))})
+    return len({groups[i] for i in np.flatnonzero(taken & (truth == k)).tolist()})
 
 
 def _large_enough(rows: Sequence[int], sources: Sequence[str], groups: Sequence[str]) -> tuple[list[int], list[str]]:

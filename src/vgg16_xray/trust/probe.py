@@ -195,7 +195,7 @@ def macro_f1(counts: NDArray[Any]) -> float:
     f1 = 2 * right / np.maximum(of_class + said, 1e-12)
     present = of_class > 0
     mean = (f1 * present).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
-    return float(mean) if np.ndim(mean) == 0 else mean  # type: ignore[return-value]
+    return float(mean) if np.ndim(mean) == 0 else mean
 
 
 def interval(

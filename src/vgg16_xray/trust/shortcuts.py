@@ -243,12 +243,12 @@ def measure(
         What JSON can hold: the probe's figures, ``films_left_out`` and, for the file's rung, ``entries`` that differ
         between films; or ``left_out``: why it was not measured. And the probe, where it saw all films.
     """
-    rows = np.arange(len(labels))
+    rows = list(range(len(labels)))
     extra: dict[str, Any] = {}
     if rung.needs_lungs:
         if lungs is None:
             return {"left_out": "nothing outlines the lungs"}, None
-        rows = rows if found is None else np.flatnonzero(found)
+        rows = rows if found is None else np.flatnonzero(found).tolist()
         held = Counter(label for label, _ in {(labels[i], groups[i]) for i in rows})
         if short := sorted(label for label in set(labels) if held[label] < FOLDS):
             return {"left_out": f"the lungs were found on too few films of {', '.join(short)}"}, None
