@@ -49,10 +49,10 @@ def test_lungs_of_drawn_films_are_found_whole_opacities_included(
     assert answer.masks.shape == (16, 224, 224)
     assert answer.masks.dtype == np.bool_
     truth = overlap(answer.masks, np.stack([film.lungs for film in phantoms]))
-    assert np.mean(truth) > 0.90
-    assert min(truth) > 0.80
+    assert np.mean(truth) > 0.92
+    assert min(truth) > 0.90
     ill = [film.opacity & film.lungs for film in phantoms]
-    assert np.mean([mask[spot].mean() for mask, spot in zip(answer.masks, ill, strict=True) if spot.any()]) > 0.90
+    assert np.mean([mask[spot].mean() for mask, spot in zip(answer.masks, ill, strict=True) if spot.any()]) > 0.87
 
 
 def test_a_film_has_the_same_answer_alone_and_among_others(films: np.ndarray, answer: Lungs) -> None:
@@ -76,6 +76,12 @@ def test_size_and_exposure_of_a_film_hardly_matter(films: np.ndarray, answer: Lu
     assert min(overlap(find_lungs(darker).masks, answer.masks)) > 0.95
 
 
+def test_a_negative_shows_the_same_lungs(films: np.ndarray, answer: Lungs) -> None:
+    negative = find_lungs(255 - films)
+    assert negative.found.mean() > 0.7
+    assert np.mean(overlap(negative.masks[negative.found], answer.masks[negative.found])) > 0.90
+
+
 def test_a_film_need_not_be_square(phantoms: list[phantom.Phantom]) -> None:
     whole = phantoms[0]
     wide, truth = (
@@ -83,7 +89,7 @@ def test_a_film_need_not_be_square(phantoms: list[phantom.Phantom]) -> None:
     )
     found = find_lungs(wide[None])
     assert found.masks.shape == (1, 200, 300)
-    assert dice(found.masks[0], truth > 127) > 0.80
+    assert dice(found.masks[0], truth > 127) > 0.93
 
 
 def shuffled(film: np.ndarray) -> np.ndarray:
@@ -119,6 +125,14 @@ def test_where_there_are_no_lungs_none_are_found_and_a_reason_is_given(pictures)
     assert not answer.found.any(), answer
     assert not answer.masks.any()
     assert all("must" in reason for reason in answer.reasons)
+
+
+def test_of_lungs_without_air_the_network_is_less_sure(answer: Lungs) -> None:
+    # Less sure is all: by ribs, heart and diaphragm it still draws them, and most pass as found (docs/lungs.md).
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "_AIR_IN_LUNG", 0.0)
+        bare = [draw("Normal", seed=NEVER_SEEN, patient=n, size=224).pixels for n in range(8)]
+    assert find_lungs(np.stack(bare)).quality.max() < answer.quality.min()
 
 
 def test_a_film_in_pieces_has_no_lungs(films: np.ndarray) -> None:
@@ -192,4 +206,4 @@ def test_lungs_of_real_films_are_where_people_drew_them(source: str) -> None:
     masks = np.stack([np.asarray(Image.open(SHARED / "elsewhere" / row["mask"])) & 3 for row in rows]) > 0
     answer = find_lungs(films)
     assert answer.found.mean() > 0.95
-    assert np.mean(overlap(answer.masks[answer.found], masks[answer.found])) > 0.92
+    assert np.mean(overlap(answer.masks[answer.found], masks[answer.found])) > 0.94
