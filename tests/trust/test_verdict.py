@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vgg16_xray.trust.verdict import ALPHA, CARE, NONE, STOP, judge
+from vgg16_xray.trust.verdict import ALPHA, CARE, NONE, REMEDIES, STOP, judge
 
 
 def rung(f1: float, *, low: float | None = None, chance: float = 0.25, p: float = 0.005) -> dict[str, Any]:
@@ -70,6 +70,24 @@ def test_the_error_rate_is_shared_among_the_rungs_that_were_measured() -> None:
     four = {name: rung(0.25, p=0.9) for name in ("corners", "metadata", "lungs_erased")} | one
     assert judge({"ladder": one}).verdict == STOP
     assert judge({"ladder": four}).verdict == NONE
+
+
+@pytest.mark.parametrize(
+    ("erased", "advice"),
+    [
+        (rung(0.67), "lungs_erased"),
+        (rung(0.62), "corners"),
+        (rung(0.67, p=0.2), "corners"),
+        ({"left_out": "nothing outlines the lungs"}, "corners"),
+    ],
+    ids=["nearly as good", "less good", "chance", "not measured"],
+)
+def test_to_crop_the_corners_is_no_advice_where_all_without_the_lungs_says_as_much(
+    erased: dict[str, Any], advice: str
+) -> None:
+    (reason,) = judge({"ladder": {"corners": rung(0.7), "lungs_erased": erased, "whole": WHOLE}}).reasons
+    assert reason.remedy == REMEDIES[advice]
+    assert "four squares" in reason.evidence
 
 
 def test_the_heaviest_and_strongest_reasons_come_first() -> None:

@@ -26,6 +26,9 @@ ALPHA = 0.05
 SKILL_CARE = 0.05
 #: From this skill on, and from this share of the whole film's, it explains the number.
 SKILL_STOP, SHARE_STOP = 0.25, 0.5
+#: Where this rung speaks too and its skill is nearly the best one's, the advice is its own: that of the others mends
+#: only what they see, and leaves what it sees.
+NEARLY, WIDEST = 0.05, "lungs_erased"
 #: Cramér's V at the interval's lower end: Cohen's (1988) medium effect; and where naming the source names the class.
 V_CARE, V_STOP = 0.3, 0.8
 #: Share of test films with a copy, or another film of the patient, in training.
@@ -169,6 +172,7 @@ def _without_lungs(audit: Mapping[str, Any]) -> Reason | None:
         return None
     best = max(found, key=lambda key: found[key]["skill_low"])
     top, whole = found[best], ladder.get(WHOLE.key, {})
+    near = WIDEST in found and found[WIDEST]["skill_low"] >= top["skill_low"] - NEARLY
     explains = top["skill_low"] >= max(SKILL_STOP, SHARE_STOP * whole.get("skill", 0.0))
     of_whole = f", and on the whole film {whole['macro_f1']:.2f}" if "macro_f1" in whole else ""
     others = [
@@ -185,7 +189,7 @@ def _without_lungs(audit: Mapping[str, Any]) -> Reason | None:
         else "Something other than the lungs gives part of the class away.",
         evidence=f"Given only this: {RUNGS[best].words} – the same simple probe reaches a macro-F1 of "
         f"{top['macro_f1']:.2f} ({top['low']:.2f}–{top['high']:.2f}); chance is {top['chance']:.2f}{of_whole}.{also}",
-        remedy=REMEDIES[best],
+        remedy=REMEDIES[WIDEST if near else best],
         strength=min(1.0, max(0.0, top["skill_low"])),
     )
 
