@@ -84,7 +84,7 @@ def confounded(n: int = 240) -> tuple[np.ndarray, list[str], list[str]]:
 
 
 def test_what_only_the_source_gave_is_gone_when_sources_are_balanced() -> None:
-    from vgg16_xray.trust.probe import out_of_fold
+    from vgg16_xray.trust.linear_probe import out_of_fold
 
     features, labels, sources = confounded()
     truth = np.array([int(label == "well") for label in labels])

@@ -27,9 +27,9 @@ from vgg16_xray.rundir import RunDir, key_of, read_config
 from vgg16_xray.steps.preprocess import fingerprint, preprocess, read_manifest
 from vgg16_xray.trust import confounding
 from vgg16_xray.trust.confounding import FEWEST_GROUPS
+from vgg16_xray.trust.linear_probe import FOLDS, PERMUTATIONS, confusion, macro_f1, out_of_fold
 from vgg16_xray.trust.lungs import find_lungs
 from vgg16_xray.trust.noise import probabilities_out_of_fold, suspected
-from vgg16_xray.trust.probe import FOLDS, PERMUTATIONS, confusion, macro_f1, out_of_fold
 from vgg16_xray.trust.shortcuts import BATCH, LADDER, METADATA, describe, measure, metadata_of, sample, where
 from vgg16_xray.trust.verdict import judge
 

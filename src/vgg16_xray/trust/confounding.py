@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgg16_xray.trust.intervals import bootstrap_weights, percentile_interval
-from vgg16_xray.trust.probe import FOLDS, fit_predict, macro_f1, out_of_fold, probe
+from vgg16_xray.trust.linear_probe import FOLDS, fit_predict, macro_f1, out_of_fold, probe
 
 #: Groups that a source needs, in a class, to be probed for or left out.
 FEWEST_GROUPS = 4 * FOLDS
@@ -158,7 +158,7 @@ def source_within_class(
         sources: (N,) source, empty where unknown.
         groups: (N,).
         seed: Of folds and permutations.
-        permutations: See :func:`vgg16_xray.trust.probe.probe`.
+        permutations: See :func:`vgg16_xray.trust.linear_probe.probe`.
 
     Returns:
         For each class that has two sources of :data:`FEWEST_GROUPS` groups or more: ``sources`` with their films, and

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg16_xray.trust.probe import FOLDS, fold_of
+from vgg16_xray.trust.linear_probe import FOLDS, fold_of
 
 #: Principal components that the probabilities are fitted on.
 COMPONENTS = 128

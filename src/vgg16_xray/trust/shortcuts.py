@@ -1,7 +1,7 @@
 """How far one comes without the disease: a ladder of inputs from which it has been removed.
 
-Each rung shows the same probe (:mod:`vgg16_xray.trust.probe`) less of a film. Four rungs hold nothing of the lungs:
-the file, the border, the corners, the film with its lungs erased. What is reached there was not read from the lungs,
+Each rung shows the same probe (:mod:`vgg16_xray.trust.linear_probe`) less of a film. Four rungs hold nothing of the
+lungs: the file, the border, the corners, the film with its lungs erased. What is reached there was not read from the lungs,
 and a network that sees the whole film can use it too (Maguolo and Nanni, Information Fusion 2021; DeGrave et al.,
 Nature Machine Intelligence 2021). The other rungs keep a little of the lungs in a form in which nobody reads a film.
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg16_xray.trust.probe import FOLDS, PERMUTATIONS, Probed, probe
+from vgg16_xray.trust.linear_probe import FOLDS, PERMUTATIONS, Probed, probe
 
 #: Cells along a side, and numbers for each, see :func:`describe`.
 CELLS, NUMBERS_PER_CELL = 8, 7
@@ -231,13 +231,13 @@ def measure(
     Args:
         rung: Of :data:`LADDER`.
         films: (N, H, W) uint8.
-        labels: (N,) two classes or more, each in :data:`vgg16_xray.trust.probe.FOLDS` groups or more.
+        labels: (N,) two classes or more, each in :data:`vgg16_xray.trust.linear_probe.FOLDS` groups or more.
         groups: (N,).
         seed: Of folds, permutations and bootstrap.
         lungs: (N, H, W) bool, for the rungs that need them.
         found: (N,) bool, on which films the lungs are known; films without are left out of those rungs and counted.
         metadata: (N,) what each file says of itself, for the file's rung.
-        permutations: See :func:`vgg16_xray.trust.probe.probe`.
+        permutations: See :func:`vgg16_xray.trust.linear_probe.probe`.
 
     Returns:
         What JSON can hold: the probe's figures, ``films_left_out`` and, for the file's rung, ``entries`` that differ
@@ -510,7 +510,7 @@ def where(
         truth: (N,) int, what is to be told.
         groups: (N,).
         seed: Of the folds.
-        score: (features (N, 7), truth, groups, seed=) -> a number, see :func:`vgg16_xray.trust.probe.probe`.
+        score: (features (N, 7), truth, groups, seed=) -> a number, see :func:`vgg16_xray.trust.linear_probe.probe`.
 
     Returns:
         (8, 8) the score of each cell.

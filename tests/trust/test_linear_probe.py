@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vgg16_xray.trust.probe import (
+from vgg16_xray.trust.linear_probe import (
     PENALTY,
     _Fold,
     confusion,
