@@ -1,9 +1,10 @@
 """How far one comes without the disease: a ladder of inputs from which it has been removed.
 
 Each rung shows the same probe (:mod:`vgg16_xray.trust.linear_probe`) less of a film. Four rungs hold nothing of the
-lungs: the file, the border, the corners, the film with its lungs erased. What is reached there was not read from the lungs,
-and a network that sees the whole film can use it too (Maguolo and Nanni, Information Fusion 2021; DeGrave et al.,
-Nature Machine Intelligence 2021). The other rungs keep a little of the lungs in a form in which nobody reads a film.
+lungs: the file, the border, the corners, the film with its lungs erased. What is reached there was not read from
+the lungs, and a network that sees the whole film can use it too (Maguolo and Nanni, Information Fusion 2021; DeGrave
+et al., Nature Machine Intelligence 2021). The other rungs keep a little of the lungs in a form in which nobody
+reads a film.
 
 Nothing here is computed by the network under suspicion. A picture is described by seven numbers in each of 8 x 8 cells,
 see :func:`describe`.
