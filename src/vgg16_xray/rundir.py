@@ -109,20 +109,6 @@ class RunDir:
         """The self-contained page."""
         return self.path / "report.html"
 
-    @property
-    def audit(self) -> Path:
-        """Whether a number measured on these films can be believed: verdict, reasons, all figures."""
-        return self.path / "audit.json"
-
-    @property
-    def audit_page(self) -> Path:
-        """The same as a self-contained page."""
-        return self.path / "audit.html"
-
-    def audit_part(self, name: str) -> Path:
-        """A finished part of the audit, so that a killed one goes on behind it."""
-        return self.path / "audit" / f"{name}.json"
-
     def require(self, file: Path, *, made_by: str) -> Path:
         """Return `file`, or say which step makes it.
 
@@ -235,6 +221,27 @@ class FoldsDir:
     def begun(self) -> bool:
         """Whether the training of any fold was begun."""
         return any(RunDir(folder).last.exists() for folder in (self.path / "folds").glob("*"))
+
+
+@dataclass(frozen=True)
+class AuditDir:
+    """Where ``vgg16-xray audit`` puts what it found: a run directory, or a folder beside the data."""
+
+    path: Path
+
+    @property
+    def numbers(self) -> Path:
+        """Whether a number measured on these films can be believed: verdict, reasons, all figures."""
+        return self.path / "audit.json"
+
+    @property
+    def page(self) -> Path:
+        """The same as a self-contained page."""
+        return self.path / "audit.html"
+
+    def part(self, name: str) -> Path:
+        """A finished part of the audit, so that a killed one goes on behind it."""
+        return self.path / "audit" / f"{name}.json"
 
 
 @dataclass(frozen=True)

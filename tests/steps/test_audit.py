@@ -9,7 +9,7 @@ import pytest
 
 from vgg16_xray.films.phantom import Faults, write_dataset
 from vgg16_xray.report.audit import write_audit_page
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import AuditDir, RunDir
 from vgg16_xray.steps import audit as step
 from vgg16_xray.steps.audit import audit, audit_data, leaks_between
 from vgg16_xray.trust.shortcuts import LADDER
@@ -29,7 +29,7 @@ def bordered(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def test_a_planted_border_is_named_and_the_number_is_not_to_be_believed(bordered: RunDir) -> None:
-    found = json.loads(bordered.audit.read_text("utf-8"))
+    found = json.loads(AuditDir(bordered.path).numbers.read_text("utf-8"))
     assert found["verdict"] == STOP
     assert found["reasons"][0]["rule"] == "told without the lungs"
     assert found["ladder"]["border"]["macro_f1"] > 0.9
@@ -40,7 +40,7 @@ def test_a_planted_border_is_named_and_the_number_is_not_to_be_believed(bordered
 
 
 def test_a_second_audit_computes_nothing_again(bordered: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = bordered.audit.read_bytes()
+    before = AuditDir(bordered.path).numbers.read_bytes()
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
@@ -48,14 +48,14 @@ def test_a_second_audit_computes_nothing_again(bordered: RunDir, monkeypatch: py
     monkeypatch.setattr(step, "measure", never)
     monkeypatch.setattr(step, "probabilities_out_of_fold", never)
     audit(bordered, permutations=99)
-    assert bordered.audit.read_bytes() == before
-    bordered.audit_part("ladder.border").unlink()
+    assert AuditDir(bordered.path).numbers.read_bytes() == before
+    AuditDir(bordered.path).part("ladder.border").unlink()
     with pytest.raises(AssertionError, match="computed again"):
         audit(bordered, permutations=99)
 
 
 def test_the_page_shows_verdict_reasons_and_ladder_and_asks_nobody(bordered: RunDir) -> None:
-    found = json.loads(bordered.audit.read_text("utf-8"))
+    found = json.loads(AuditDir(bordered.path).numbers.read_text("utf-8"))
     page = write_audit_page(bordered, found).read_text("utf-8")
     assert "Cannot be believed" in page
     for reason in found["reasons"][:3]:

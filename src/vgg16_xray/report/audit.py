@@ -19,7 +19,7 @@ from vgg16_xray.files import write_text
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.report.page import template
 from vgg16_xray.report.terminal import console
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import AuditDir, RunDir
 from vgg16_xray.trust.shortcuts import LADDER, LUNGS, METADATA, WHOLE, as_png, shown
 from vgg16_xray.trust.verdict import CARE, NONE, STOP, STRONGEST
 
@@ -110,12 +110,12 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
         stop=STOP,
         # The package's own style sheet, and nothing else, is not escaped.
         css=Markup((Path(__file__).parent / "templates" / "report.css").read_text("utf-8")),
-        numbers=run.audit.name,
+        numbers=AuditDir(run.path).numbers.name,
         package_version=__version__,
         research_use_only=RESEARCH_USE_ONLY,
     )
-    write_text(run.audit_page, page)
-    return run.audit_page
+    write_text(AuditDir(run.path).page, page)
+    return AuditDir(run.path).page
 
 
 def _ladder(found: Mapping[str, Any], manifest: pd.DataFrame, pixels: ArrayStore) -> list[dict[str, Any]]:

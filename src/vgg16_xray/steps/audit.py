@@ -23,7 +23,7 @@ from vgg16_xray.films.decode import decode
 from vgg16_xray.films.split import TRAIN, conflicts, group_films
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.progress import progress
-from vgg16_xray.rundir import RunDir, key_of, read_config
+from vgg16_xray.rundir import AuditDir, RunDir, key_of, read_config
 from vgg16_xray.steps.preprocess import fingerprint, preprocess, read_manifest
 from vgg16_xray.trust import confounding
 from vgg16_xray.trust.confounding import FEWEST_GROUPS
@@ -135,7 +135,7 @@ def audit(
     found["notes"] = _notes(films)
     verdict = judge(found)
     found = {"verdict": verdict.verdict, **verdict.as_dict(), **found}
-    write_json(run.audit, found)
+    write_json(AuditDir(run.path).numbers, found)
     return found
 
 
@@ -177,7 +177,7 @@ def _open(
 
 
 def _once(run: RunDir, name: str, key: str, compute: Callable[[], Any]) -> Any:
-    file = run.audit_part(name)
+    file = AuditDir(run.path).part(name)
     if file.exists():
         try:
             kept = read_json(file)
