@@ -94,7 +94,7 @@ def judge_shortcut(drawn: Drawn, name: str, share: float) -> dict[str, Any]:
     """The verdict over the ladder alone."""
     pixels, lungs = (drawn.pixels, drawn.lungs) if name == "clean" else drawn.planted(name, share)
     ladder = {
-        rung.key: measure(rung, pixels, drawn.labels, drawn.groups, seed=drawn.seed, lungs=lungs)[0] for rung in RUNGS
+        rung.key: measure(rung, pixels, drawn.labels, drawn.groups, seed=drawn.seed, lungs=lungs) for rung in RUNGS
     }
     verdict = judge({"ladder": ladder})
     return {

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from stopping import STOP_AT
 
 from vgg16_xray import cli
 from vgg16_xray.config import load_recipe
@@ -389,29 +390,20 @@ def test_a_second_run_does_nothing_and_one_moved_elsewhere_neither(
 
 
 #: `vgg16-xray` that stops at a named moment, so that a test can kill it just there.
-DRIVER = """
-import sys, time
+DRIVER = (
+    STOP_AT
+    + """
+import sys
 from vgg16_xray import cli
 from vgg16_xray.learn import fit
 from vgg16_xray.steps import folds, test
 
 fit.SAVE_EVERY_S = -1.0
 owner, name, count = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
-owner = {"loop": fit._Loop, "folds": folds, "test": test}[owner]
-real, calls = getattr(owner, name), 0
-
-def wrapped(*args, **kwargs):
-    global calls
-    answer = real(*args, **kwargs)
-    calls += 1
-    if calls == count:
-        print("HERE", flush=True)
-        time.sleep(120)
-    return answer
-
-setattr(owner, name, wrapped)
+stop_at({"loop": fit._Loop, "folds": folds, "test": test}[owner], name, count)
 sys.exit(cli.main())
 """
+)
 #: Laid out in part; inside fold 1; between fold 1 and 2; inside fold 2; between folds.csv and folds.json.
 MOMENTS = [
     ("folds", "_derive", 2),

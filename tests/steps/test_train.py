@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from stopping import STOP_AT
 
 from vgg16_xray.config import Recipe, load_recipe, recipe_from
 from vgg16_xray.errors import UserError
@@ -28,40 +29,28 @@ from vgg16_xray.steps.preprocess import preprocess, read_manifest
 from vgg16_xray.steps.train import Features, assemble, open_pixels, read_history, rows_of, train
 
 #: `vgg16-xray train` that saves after every step and stops at a named moment, so that a test can kill it just there.
-DRIVER = """
-import sys, time
+DRIVER = (
+    STOP_AT
+    + """
+import sys
 from vgg16_xray import cli
 from vgg16_xray.learn import featurestore, fit
 
 fit.SAVE_EVERY_S, featurestore.SHARD = -1.0, featurestore.CHUNK
 moment, count = sys.argv.pop(1), int(sys.argv.pop(1))
-
-def stop_at(owner, name):
-    real, calls = getattr(owner, name), 0
-
-    def wrapped(*args, **kwargs):
-        nonlocal calls
-        answer = real(*args, **kwargs)
-        calls += 1
-        if calls == count:
-            print("HERE", flush=True)
-            time.sleep(120)
-        return answer
-
-    setattr(owner, name, wrapped)
-
 if moment == "features":  # a shard is kept, the next is not yet computed
-    stop_at(featurestore._Maker, "_make")
+    stop_at(featurestore._Maker, "_make", count)
 elif moment == "step":  # in the middle of an epoch, the step not yet saved
-    stop_at(fit._Loop, "_train_step")
+    stop_at(fit._Loop, "_train_step", count)
 elif moment == "best":  # between two epochs: the best model is saved, history and state are not
-    stop_at(fit, "save_model")
+    stop_at(fit, "save_model", count)
 elif moment == "history":  # between two epochs: all but the state is saved
-    stop_at(fit, "_write_history")
+    stop_at(fit, "_write_history", count)
 elif moment == "epoch":  # between two epochs: all is saved
-    stop_at(fit._Loop, "finish_epoch")
+    stop_at(fit._Loop, "finish_epoch", count)
 sys.exit(cli.main())
 """
+)
 
 
 def start(run: RunDir, moment: str, count: int, *options: str) -> subprocess.Popen[str]:

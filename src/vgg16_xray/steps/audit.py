@@ -438,7 +438,7 @@ class _Rungs:
             found=known,
             metadata=metadata,
             permutations=films.permutations,
-        )[0]
+        )
 
 
 def read_masks(films: _Films, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

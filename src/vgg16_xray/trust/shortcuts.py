@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg16_xray.trust.linear_probe import FOLDS, PERMUTATIONS, Probed, probe
+from vgg16_xray.trust.linear_probe import FOLDS, PERMUTATIONS, probe
 
 #: Cells along a side, and numbers for each, see :func:`describe`.
 CELLS, NUMBERS_PER_CELL = 8, 7
@@ -226,7 +226,7 @@ def measure(
     found: NDArray[np.bool_] | None = None,
     metadata: Sequence[Mapping[str, str | float]] | None = None,
     permutations: int = PERMUTATIONS,
-) -> tuple[dict[str, Any], Probed | None]:
+) -> dict[str, Any]:
     """Measure one rung.
 
     Args:
@@ -242,23 +242,23 @@ def measure(
 
     Returns:
         What JSON can hold: the probe's figures, ``films_left_out`` and, for the file's rung, ``entries`` that differ
-        between films; or ``left_out``: why it was not measured. And the probe, where it saw all films.
+        between films; or ``left_out``: why it was not measured.
     """
     rows = list(range(len(labels)))
     extra: dict[str, Any] = {}
     if rung.needs_lungs:
         if lungs is None:
-            return {"left_out": "nothing outlines the lungs"}, None
+            return {"left_out": "nothing outlines the lungs"}
         rows = rows if found is None else np.flatnonzero(found).tolist()
         held = Counter(label for label, _ in {(labels[i], groups[i]) for i in rows})
         if short := sorted(label for label in set(labels) if held[label] < FOLDS):
-            return {"left_out": f"the lungs were found on too few films of {', '.join(short)}"}, None
+            return {"left_out": f"the lungs were found on too few films of {', '.join(short)}"}
     if rung is METADATA:
         if not metadata or not any(metadata):
-            return {"left_out": "the files are not where they were"}, None
+            return {"left_out": "the files are not where they were"}
         features, entries = metadata_features(metadata)
         if not entries:
-            return {"left_out": "all files say the same of themselves"}, None
+            return {"left_out": "all files say the same of themselves"}
         extra["entries"] = entries
     else:
         features = features_of(rung, films[rows], None if lungs is None else lungs[rows])
@@ -270,8 +270,7 @@ def measure(
         seed=seed,
         permutations=permutations,
     )
-    figures = {**probed.as_dict(), "films_left_out": len(labels) - len(rows), **extra}
-    return figures, probed if len(rows) == len(labels) else None
+    return {**probed.as_dict(), "films_left_out": len(labels) - len(rows), **extra}
 
 
 # -- what a picture is described by
