@@ -119,6 +119,20 @@ def test_what_is_not_installed_is_left_out_of_the_race_by_name(
     assert "ncnn-float32: ncnn is not installed" in engine.raced
 
 
+def test_where_there_is_bf16_float32_of_another_runtime_is_not_raced(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "processor_features", lambda: frozenset({"avx2", "avx512_bf16"}))
+    monkeypatch.setattr(engines, "is_installed", lambda name: True)
+    raced: list[str] = []
+    monkeypatch.setattr(
+        engines, "_race", lambda names: raced.extend(names) or {name: Measured(5.0, 0.0) for name in names}
+    )
+    lines = choose(race=True).raced
+    assert raced == ["torch-bfloat16", "torch-float32"]
+    assert "ncnn-float32: not raced, float32 cannot win where the processor has avx512_bf16" in lines
+
+
 def test_a_damaged_memory_of_races_is_raced_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_race", lambda names: {name: Measured(5.0, 0.0) for name in names})
     CacheDir.of_user().engines.write_text("[]")
@@ -218,3 +232,19 @@ def test_a_relu_inside_its_convolution_changes_no_bit(dtype: torch.dtype, films:
     assert torch.equal(found, expected)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert expected.any()
+
+
+@pytest.mark.parametrize("engine", ["torch-float32", "torch-bfloat16"])
+def test_films_on_threads_of_their_own_have_the_bits_of_one_batch(engine: str, films: torch.Tensor) -> None:
+    part = frozen("block3", engine)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(len(films) + 1)  # more threads than films: all of them share one batch
+        together = part(films)
+        torch.set_num_threads(3)
+        apart = part(films)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(apart, together)
+    assert not apart.requires_grad

@@ -69,14 +69,13 @@ ENGINES = ("auto", *_KINDS)
 #: What ``auto`` takes may differ from float32 by so much in the base's output, relative: what bf16 does (0.012), and
 #: some room. int8 is beyond it (docs/architecture.md), so it is taken where it is asked for and never by itself.
 ERROR_ALLOWED = 0.02
-#: The race: films, rounds, and how much slower than the fastest an engine may be to run another round. With two films
-#: bf16 took 174 core-milliseconds a film and with eight 64: weights are read for little work.
+#: The race: films, rounds, and how much slower than the fastest an engine may be to run another round.
 FILMS, ROUNDS, SLOWER = 8, 2, 1.5
 #: Another runtime must be so much faster than torch to be taken: what is trained runs in torch anyway, and a race on a
 #: busy machine shall not be decided by noise.
 MARGIN = 1.15
 #: Raised when a race would be run otherwise.
-RACE_VERSION = 2
+RACE_VERSION = 3
 
 
 @cache
@@ -220,19 +219,28 @@ def choose_for_model(name: str, *, trained_with: str) -> Engine:
 
 def _fastest(*, race: bool) -> Engine:
     # int8 is not in the race: preparing it takes longer than all the others, and its error is beyond what is allowed.
-    candidates = [name for name in _KINDS if not weakness(name) and name != "onnx-int8"]
+    found = ", ".join(sorted(processor_features() & BF16))
+    not_raced = {"onnx-int8": f"its error is beyond the {ERROR_ALLOWED} that auto allows"}
+    if found:
+        # float32 by another runtime saves a fifth of torch's float32; bf16 instructions do twice the work or more.
+        not_raced |= {
+            name: f"float32 cannot win where the processor has {found}"
+            for name, kind in _KINDS.items()
+            if name.endswith("float32") and kind.module != "torch"
+        }
+    lacking = {name: weakness(name) for name in _KINDS if name not in not_raced}
+    candidates = [name for name, lacks in lacking.items() if not lacks]
     names = [name for name in candidates if is_installed(name)]
     measured = measure(names) if race else _remembered()
     raced = {name: measured[name] for name in names if name in measured}
-    found = ", ".join(sorted(processor_features() & BF16))
     if len(raced) < len(names):
         if found:
             return Engine("torch-bfloat16", f"the processor has {found}")
         return Engine("torch-float32", "the processor has no bf16 instructions")
     lines = [f"{name}: {one}" for name, one in raced.items()]
     lines += [f"{name}: {_KINDS[name].module} is not installed" for name in candidates if name not in names]
-    lines += [f"{name}: the processor {lacks}" for name in _KINDS if (lacks := weakness(name)) and name != "onnx-int8"]
-    lines.append(f"onnx-int8: not raced, its error is beyond the {ERROR_ALLOWED} that auto allows")
+    lines += [f"{name}: the processor {lacks}" for name, lacks in lacking.items() if lacks]
+    lines += [f"{name}: not raced, {why}" for name, why in not_raced.items()]
     admitted = {name: one for name, one in raced.items() if one.error <= ERROR_ALLOWED}
     best = max(
         admitted, key=lambda name: admitted[name].films_per_second * (MARGIN if name.startswith("torch-") else 1.0)

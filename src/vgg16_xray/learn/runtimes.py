@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,14 +43,44 @@ def with_torch(prefix: torch.nn.Sequential, preprocessing: str, dtype: torch.dty
     if weights is not None and weights.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         layers = torch.nn.Sequential(*_with_relu_inside(layers))
 
+    def whole(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():  # Each thread has its own mind about gradients.
+            x = normalise(pixels if weights is None else pixels.to(weights.device), preprocessing).to(
+                dtype, memory_format=torch.channels_last
+            )
+            out: torch.Tensor = layers(x)
+            return out
+
     def run(pixels: torch.Tensor) -> torch.Tensor:
-        x = normalise(pixels if weights is None else pixels.to(weights.device), preprocessing).to(
-            dtype, memory_format=torch.channels_last
-        )
-        out: torch.Tensor = layers(x)
-        return out
+        threads = torch.get_num_threads()
+        if weights is None or weights.device.type != "cpu" or len(pixels) < threads:
+            return whole(pixels)
+        each = pixels.split(1)
+        return torch.cat(list(map(whole, each) if threads == 1 else _threads(threads).map(whole, each)))
 
     return run
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Threads that compute alone: a film each; else all share every layer of a batch and wait for each other.
+
+    A film's maps also stay in the cache, and are memory that the C library keeps; those of a batch it asks of the
+    system anew. Two threads with AMX: 73 films a second, and 40 in batches of 32, of the same bits.
+    """
+    import torch
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="film")
+    all_there = Barrier(count)
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        all_there.wait()  # So that each thread has its own task, and the next line comes behind all of them.
+
+    for started in [pool.submit(alone) for _ in range(count)]:
+        started.result()
+    torch.set_num_threads(count)  # It is also what threads begin with that others start.
+    return pool
 
 
 def _with_relu_inside(layers: torch.nn.Sequential) -> list[torch.nn.Module]:
