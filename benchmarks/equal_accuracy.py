@@ -1,6 +1,6 @@
 """Time to equal validation accuracy: the whole of `vgg16-xray run` against the notebook's Keras loop.
 
-    python benchmarks/equal_accuracy.py --keras .venv-keras/bin/python [--train 900] [--validation 300]
+    python benchmarks/equal_accuracy.py --keras .venv-keras/bin/python [--train 1800] [--validation 600]
 
 The same films, as files, on the same cores, in turn: ours before Keras' first epoch, behind its fourth, behind its
 last. What counts is in docs/benchmarks.md.
@@ -202,8 +202,8 @@ def remarks_of(dealt: Dealt, theirs: Sequence[dict[str, Any]], cold: Sequence[Ou
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keras", type=Path, required=True, help="a Python with TensorFlow")
-    parser.add_argument("--train", type=int, default=900, help="films to train on")
-    parser.add_argument("--validation", type=int, default=300, help="films to validate on")
+    parser.add_argument("--train", type=int, default=1800, help="films to train on")
+    parser.add_argument("--validation", type=int, default=600, help="films to validate on")
     parser.add_argument("--epochs", type=int, default=7, help="of Keras; the notebook has 7")
     parser.add_argument("--recipe", default="fast", help="ours")
     given = parser.parse_args()
