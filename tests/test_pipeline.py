@@ -13,8 +13,9 @@ import pytest
 from vgg16_xray import cli
 from vgg16_xray.config import load_recipe
 from vgg16_xray.errors import UserError
+from vgg16_xray.films.phantom import write_dataset
 from vgg16_xray.pipeline import run_all
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import AuditDir, RunDir
 from vgg16_xray.steps import train as train_step
 
 RECIPE = load_recipe("fast", epochs=2)
@@ -40,8 +41,27 @@ def test_a_run_leaves_every_file_of_the_design(finished: RunDir) -> None:
     ):
         assert getattr(finished, name).stat().st_size > 0, name
     assert len(list(finished.figures.glob("*.png"))) == 8
-    assert set(finished.stamps()) == {"preprocess", "initialise", "train", "validate", "test", "report"}
+    assert set(finished.stamps()) == {"preprocess", "initialise", "train", "validate", "test", "audit", "report"}
     assert not list(finished.path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_the_report_begins_with_the_verdict_of_the_audit(finished: RunDir) -> None:
+    found = json.loads(AuditDir(finished.path).numbers.read_text("utf-8"))
+    page = finished.report.read_text("utf-8")
+    assert page.index(found["verdict"].capitalize()) < page.index('<section id="result"')
+    assert 'href="audit.html"' in page
+    assert AuditDir(finished.path).page.exists()
+
+
+@pytest.mark.slow
+def test_films_that_are_too_few_to_be_audited_are_reported_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "films", films=8, seed=1, films_per_patient=(1, 1), imbalance={"COVID": 1, "Normal": 1})
+    run_all([tmp_path / "films"], RunDir(tmp_path / "run"), RECIPE)
+    assert "the films were not audited:" in " ".join(capsys.readouterr().out.split())
+    assert "The films were not audited" in RunDir(tmp_path / "run").report.read_text("utf-8")
 
 
 @pytest.mark.slow

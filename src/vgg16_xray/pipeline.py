@@ -12,7 +12,7 @@ from vgg16_xray import __version__, ranks
 from vgg16_xray.config import SEED, Recipe
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json
-from vgg16_xray.rundir import ComparisonDir, FoldsDir, RunDir, key_of, read_config, sha256_of, update_config
+from vgg16_xray.rundir import AuditDir, ComparisonDir, FoldsDir, RunDir, key_of, read_config, sha256_of, update_config
 
 if TYPE_CHECKING:
     from vgg16_xray.steps.folds import Member
@@ -49,7 +49,7 @@ def run_all(
     seeds: int = 1,
     command: str = "",
 ) -> Finished:
-    """Preprocess, initialise, train, validate, test and report; several ranks do so together, see :mod:`.ranks`.
+    """All steps, an audit of the films, and the report; several ranks do so together, see :mod:`.ranks`.
 
     Args:
         data: Folders or tables of films, see :mod:`vgg16_xray.films.dataset`.
@@ -69,8 +69,8 @@ def run_all(
     Raises:
         UserError: Unusable input, see the steps. What was finished before stays.
     """
-    from vgg16_xray.report.figures import PICTURES, after_preprocess, after_test
-    from vgg16_xray.report.page import write_report
+    from vgg16_xray.report.audit import say_audited
+    from vgg16_xray.report.figures import PICTURES, after_preprocess
     from vgg16_xray.report.terminal import (
         say_folds,
         say_initialised,
@@ -121,16 +121,44 @@ def run_all(
                     say_seeds(collect_seeds(run, members), run)
         if not ranks.first():
             return Finished(test=tested, folds=found, report=run.report)
-        drawn = [run.figures / PICTURES[name].file for name in (AFTER_PREPROCESS if folds else PICTURES)]
-        key = _key_of_report(run)
-        if not run.is_done(REPORT, key, [run.report, *drawn]):
-            started = time.monotonic()
-            after_preprocess(run)
-            if not folds:
-                after_test(run)
-            write_report(run)
-            run.stamp(REPORT, key, seconds=time.monotonic() - started)
+        audited = _audited(run)
+        _report(run, pictures=AFTER_PREPROCESS if folds else tuple(PICTURES))
+        if audited:
+            say_audited(audited)
         return Finished(test=tested, folds=found, report=run.report)
+
+
+def _audited(run: RunDir) -> dict[str, Any] | None:
+    """The audit of the run's films and its page; None, said in a line, where there are too few to judge by."""
+    from vgg16_xray.report.audit import write_audit_page
+    from vgg16_xray.report.terminal import console
+    from vgg16_xray.steps.audit import TooFewFilms, audit, read_audit
+
+    found = read_audit(run)
+    if found is None or not found["fresh"] or not AuditDir(run.path).page.exists():
+        try:
+            found = audit(run)
+        except TooFewFilms as error:
+            console().print(f"the films were not audited: {error}")
+            return None
+        write_audit_page(run, found)
+    return found
+
+
+def _report(run: RunDir, *, pictures: Sequence[str]) -> None:
+    """Pictures and page, where they are not there or tell of something else."""
+    from vgg16_xray.report.figures import PICTURES, after_preprocess, after_test
+    from vgg16_xray.report.page import write_report
+
+    drawn = [run.figures / PICTURES[name].file for name in pictures]
+    key = _key_of_report(run)
+    if not run.is_done(REPORT, key, [run.report, *drawn]):
+        started = time.monotonic()
+        after_preprocess(run)
+        if tuple(pictures) != AFTER_PREPROCESS:
+            after_test(run)
+        write_report(run)
+        run.stamp(REPORT, key, seconds=time.monotonic() - started)
 
 
 def _run_folds(run: RunDir, *, folds: int, seeds: int, resume: bool) -> dict[str, Any]:

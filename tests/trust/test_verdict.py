@@ -49,6 +49,7 @@ def association(v: float) -> dict[str, Any]:
         ({"films": {"films": 1000}, "leaks": {"conflicts": 10}}, STOP, ["two labels"]),
         ({"noise": {"films": 100, "suspected": 5}}, CARE, ["label noise"]),
         ({"noise": {"films": 100, "suspected": 4}}, NONE, []),
+        ({"noise": {"films": 99, "suspected": 50}}, NONE, []),
     ],
 )
 def test_rules(audit: dict[str, Any], verdict: str, rules: list[str]) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import write_text
 from vgg16_xray.films.store import ArrayStore
-from vgg16_xray.report.page import template
 from vgg16_xray.report.terminal import console
 from vgg16_xray.rundir import AuditDir, RunDir
 from vgg16_xray.trust.shortcuts import LADDER, LUNGS, METADATA, WHOLE, as_png, shown
@@ -92,24 +91,22 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
         UserError: It cannot be written.
     """
     import pandas as pd
-    from markupsafe import Markup
+
+    from vgg16_xray.report.page import style_sheet, template
 
     manifest = pd.read_parquet(run.manifest)
     pixels = ArrayStore(run.pixels)
     page = template("audit.html.j2", {"share": lambda value: f"{100 * value:.1f} %"}).render(
         name=run.path.resolve().name,
         found=found,
-        verdict_class=CLASS_OF_VERDICT[found["verdict"]],
-        meaning=MEANINGS[found["verdict"]],
-        strongest=found["reasons"][:STRONGEST],
-        others=found["reasons"][STRONGEST:],
-        ladder=_ladder(found, manifest, pixels),
+        told=told(found),
+        ladder=ladder_rows(found, manifest, pixels),
         whole=found["ladder"].get(WHOLE.key, {}).get("macro_f1"),
         heat=_heat(found["where"], pixels),
         suspects=_suspects(found["noise"], pixels),
         stop=STOP,
-        # The package's own style sheet, and nothing else, is not escaped.
-        css=Markup((Path(__file__).parent / "templates" / "report.css").read_text("utf-8")),
+        css=style_sheet("report.css"),
+        audit_css=style_sheet("audit.css"),
         numbers=AuditDir(run.path).numbers.name,
         package_version=__version__,
         research_use_only=RESEARCH_USE_ONLY,
@@ -118,7 +115,18 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
     return AuditDir(run.path).page
 
 
-def _ladder(found: Mapping[str, Any], manifest: pd.DataFrame, pixels: ArrayStore) -> list[dict[str, Any]]:
+def told(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict and its reasons, as the template ``audit_parts.html.j2`` wants them."""
+    return {
+        "verdict": found["verdict"],
+        "verdict_class": CLASS_OF_VERDICT[found["verdict"]],
+        "meaning": MEANINGS[found["verdict"]],
+        "strongest": found["reasons"][:STRONGEST],
+        "others": found["reasons"][STRONGEST:],
+    }
+
+
+def ladder_rows(found: Mapping[str, Any], manifest: pd.DataFrame, pixels: ArrayStore) -> list[dict[str, Any]]:
     """A row a rung, with one film as the rung shows it; the same film in all of them."""
     film = pixels.take(np.array([len(manifest) // 2]))
     rows = []

@@ -20,7 +20,7 @@ from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.split import SPLITS, TEST, TRAIN
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
-from vgg16_xray.rundir import ComparisonDir, FoldsDir, RunDir
+from vgg16_xray.rundir import AuditDir, ComparisonDir, FoldsDir, RunDir
 
 if TYPE_CHECKING:
     import jinja2
@@ -162,7 +162,9 @@ def _content(run: RunDir) -> dict[str, Any]:
         "name": run.path.resolve().name,
         "package_version": __version__,
         "research_use_only": RESEARCH_USE_ONLY,
-        "css": _markup((Path(__file__).parent / "templates" / "report.css").read_text("utf-8")),
+        "css": style_sheet("report.css"),
+        "audit_css": style_sheet("audit.css"),
+        "audit": _audit(run, manifest),
         "facts": _facts(config),
         "config_text": config_text,
         "notes": [str(note) for note in config.get("data", {}).get("notes", [])],
@@ -185,7 +187,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         "history": _history(run),
         "most_rows": MOST_ROWS,
         "files": {name: getattr(run, name).name for name in ("quarantine", "predictions", "report", "history", "test")}
-        | {"folds": of_folds.numbers.name, "folds_table": of_folds.table.name},
+        | {"audit": AuditDir(run.path).page.name, "folds": of_folds.numbers.name, "folds_table": of_folds.table.name},
     }
 
 
@@ -205,11 +207,28 @@ def _comparison(run: RunDir) -> dict[str, Any] | None:
         ) from error
 
 
-def _markup(text: str) -> Any:
-    """Text that is not escaped: the package's own style sheet, and nothing else."""
+def style_sheet(name: str) -> Any:
+    """A style sheet of the package, which, and nothing else, a template does not escape."""
     from markupsafe import Markup
 
-    return Markup(text)
+    return Markup((Path(__file__).parent / "templates" / name).read_text("utf-8"))
+
+
+def _audit(run: RunDir, manifest: pd.DataFrame | None) -> dict[str, Any] | None:
+    """What the audit of the run's films said; whether it was of the films that the run has now."""
+    from vgg16_xray.films.store import ArrayStore
+    from vgg16_xray.report.audit import ladder_rows, told
+    from vgg16_xray.steps.audit import read_audit
+    from vgg16_xray.trust.shortcuts import WHOLE
+
+    if manifest is None or not run.pixels.exists() or (found := read_audit(run)) is None:
+        return None
+    return {
+        "told": told(found),
+        "stale": not found["fresh"],
+        "ladder": ladder_rows(found, manifest, ArrayStore(run.pixels)),
+        "whole": found["ladder"].get(WHOLE.key, {}).get("macro_f1"),
+    }
 
 
 def _toml(text: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Leaves ``audit.json`` and a finished file a part: a part that is done on the sam
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,12 +37,17 @@ from vgg16_xray.trust.verdict import judge
 if TYPE_CHECKING:
     import pandas as pd
 
+STEP = "audit"
 #: Raised when the same films would give other figures than before.
 VERSION = 1
 #: Films of a class on which the ladder is climbed: more make intervals narrower than the verdict needs.
 PER_CLASS = 500
 #: Suspected labels that are listed by name.
 MOST_SUSPECTS = 200
+
+
+class TooFewFilms(UserError):
+    """There is nothing to judge by: too few groups in too few classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +115,13 @@ def audit(
         What ``audit.json`` holds, a key a part; the verdict under ``verdict``.
 
     Raises:
-        UserError: The run is not preprocessed or is damaged, or too few films of two classes are there.
+        UserError: The run is not preprocessed or is damaged.
+        TooFewFilms: Two classes of enough groups are not there.
         Leak: The run's split has a group on two sides.
     """
     from threadpoolctl import threadpool_limits
 
+    started = time.monotonic()
     films = _open(
         run,
         given=given or {},
@@ -136,7 +144,30 @@ def audit(
     verdict = judge(found)
     found = {"verdict": verdict.verdict, **verdict.as_dict(), **found}
     write_json(AuditDir(run.path).numbers, found)
+    if not films.given:
+        run.stamp(STEP, key_of_audit(run), seconds=time.monotonic() - started)
     return found
+
+
+def key_of_audit(run: RunDir) -> str:
+    """Tells of which films an audit is, as step 2 left them."""
+    return key_of(VERSION, run.stamps().get("preprocess", {}).get("key"))
+
+
+def read_audit(run: RunDir) -> dict[str, Any] | None:
+    """What the audit of a run found; None where there was none.
+
+    Returns:
+        What :func:`audit` does, and under ``fresh`` whether it is of the films that the run has now.
+
+    Raises:
+        UserError: ``audit.json`` is damaged.
+    """
+    numbers = AuditDir(run.path).numbers
+    if not numbers.exists():
+        return None
+    found: dict[str, Any] = read_json(numbers)
+    return found | {"fresh": run.is_done(STEP, key_of_audit(run), [numbers])}
 
 
 def _open(
@@ -152,7 +183,7 @@ def _open(
     in_class = Counter(label for label, _ in set(zip(labels, groups, strict=True)))
     usable = np.array([i for i, label in enumerate(labels) if in_class[label] >= FOLDS], dtype=np.int64)
     if len({labels[i] for i in usable}) < 2:
-        raise UserError(
+        raise TooFewFilms(
             f"{run.path}: must hold two classes of {FOLDS} groups (patients, or films and their copies) or more, "
             f"found {', '.join(f'{label} with {n}' for label, n in sorted(in_class.items()))}"
         )

@@ -41,6 +41,8 @@ CONFLICTS_STOP = 0.01
 FALL_CARE, FALL_STOP = 0.1, 0.3
 #: Share of labels that out-of-fold predictions contradict.
 NOISE_CARE = 0.05
+#: Films from which on that is judged: of fewer a probe learns too little for its disagreement to mean anything.
+FEWEST_FOR_NOISE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +256,7 @@ def _new_source(audit: Mapping[str, Any]) -> Reason | None:
 
 def _noise(audit: Mapping[str, Any]) -> Reason | None:
     found = audit.get("noise") or {}
-    if not found.get("films") or (share := found["suspected"] / found["films"]) < NOISE_CARE:
+    if found.get("films", 0) < FEWEST_FOR_NOISE or (share := found["suspected"] / found["films"]) < NOISE_CARE:
         return None
     return Reason(
         rule="label noise",
@@ -299,6 +301,8 @@ def _not_checked(audit: Mapping[str, Any]) -> list[str]:
         state = (audit.get("ladder") or {}).get(rung.key, {})
         if "left_out" in state:
             out.append(f"{rung.name}: not measured, {state['left_out']}.")
+    if 0 < (audit.get("noise") or {}).get("films", 0) < FEWEST_FOR_NOISE:
+        out.append(f"Fewer than {FEWEST_FOR_NOISE} films: whether many labels are wrong cannot be judged.")
     out += [str(note) for note in audit.get("notes", [])]
     return out
 
