@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from vgg16_xray import ranks
+from vgg16_xray import cli, ranks
 from vgg16_xray.config import load_recipe, recipe_from
 from vgg16_xray.learn import fit as fitting
 from vgg16_xray.learn.checkpoint import load_header, load_tensors
 from vgg16_xray.learn.heads import Dropout
-from vgg16_xray.rundir import CACHE_VARIABLE, RunDir
+from vgg16_xray.rundir import CACHE_VARIABLE, FoldsDir, RunDir
 from vgg16_xray.steps.initialise import initialise
 from vgg16_xray.steps.preprocess import preprocess
 from vgg16_xray.steps.train import train
@@ -201,6 +201,21 @@ def test_two_ranks_go_on_with_what_one_process_began(
 
 
 @pytest.mark.slow
+def test_two_ranks_make_the_folds_of_one_process(tmp_path: Path, few_films: Path) -> None:
+    asked = ("run", str(few_films), "--recipe", "fast", "--epochs", "2", "--folds", "3", "--engine", "torch-float32")
+    output, errors = finished(launch(tmp_path / "notes", *asked, "--out", str(tmp_path / "two")))
+    assert not said(errors)
+    assert output.count("out-of-fold accuracy") == 1
+    assert cli._run([*asked, "--out", str(tmp_path / "one")]) == 0
+    two, one = (list(csv.DictReader(FoldsDir(tmp_path / name).table.open())) for name in ("two", "one"))
+    assert [row["path"] for row in two] == [row["path"] for row in one]
+    for ours, theirs in zip(two, one, strict=True):
+        for name, value in theirs.items():
+            if name.startswith("p_"):
+                assert float(ours[name]) == pytest.approx(float(value), abs=2e-4)
+
+
+@pytest.mark.slow
 def test_an_error_of_the_ranks_is_said_once(run: RunDir, tmp_path: Path) -> None:
     process = launch(tmp_path / "notes", "train", str(run.path), "--resume")
     _, errors = process.communicate(timeout=900)
@@ -212,8 +227,6 @@ def test_an_error_of_the_ranks_is_said_once(run: RunDir, tmp_path: Path) -> None
 def test_a_command_that_ranks_do_not_share_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vgg16_xray import cli
-
     for name, value in zip(ranks.VARIABLES, ("0", "2", "127.0.0.1", "1"), strict=True):
         monkeypatch.setenv(name, value)
     assert cli._run(["report", "runs/none"]) == 2

@@ -162,3 +162,14 @@ def test_what_a_kill_left_half_written_is_swept_when_the_run_is_held_again(tmp_p
         assert not any(file.exists() for file in left)
     assert finished.exists()
     assert of_another.exists(), "another process may be writing it"
+
+
+def test_a_new_folder_of_which_nothing_came_is_not_left_behind(tmp_path: Path) -> None:
+    run, other = RunDir(tmp_path / "new"), RunDir(tmp_path / "kept")
+    with pytest.raises(UserError, match="refused"), run.alone():
+        raise UserError("refused")
+    assert not run.path.exists()
+    with pytest.raises(UserError, match="refused"), other.alone():
+        other.config.write_text("finished before")
+        raise UserError("refused")
+    assert other.config.read_text() == "finished before"

@@ -164,10 +164,11 @@ class RunDir:
         """
         import fcntl
 
+        new = not self.path.exists()
         with saying_why_not_written(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
-        with lock:
+        with lock, self._forgotten_if_nothing_came_of_it() if new else contextlib.nullcontext():
             with saying_why_not_written(self.path):
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,6 +178,17 @@ class RunDir:
                     ) from error
             self._sweep()
             yield
+
+    @contextmanager
+    def _forgotten_if_nothing_came_of_it(self) -> Iterator[None]:
+        """Input that is refused at once leaves no folder behind."""
+        try:
+            yield
+        except BaseException:
+            if [file.name for file in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
+            raise
 
     def _sweep(self) -> None:
         """Remove what a kill left half-written: `files.whole_file` names it so, and safetensors `.tmp` and letters.
