@@ -257,6 +257,22 @@ class AuditDir:
 
 
 @dataclass(frozen=True)
+class CardsDir:
+    """Where the report puts cards and checklists: a run directory."""
+
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """Model card, data sheet, checklists, a paragraph for the methods; Markdown."""
+        return self.path / "cards"
+
+    def file(self, name: str) -> Path:
+        """One of them."""
+        return self.folder / f"{name}.md"
+
+
+@dataclass(frozen=True)
 class ComparisonDir:
     """Where ``vgg16-xray compare --out`` puts what it found."""
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
+from vgg16_xray.config import load_recipe
 from vgg16_xray.files import write_json, write_text
-from vgg16_xray.rundir import RunDir
+from vgg16_xray.rundir import RunDir, update_config
 from vgg16_xray.trust.metrics import evaluate
 
 LABELS = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
@@ -81,13 +82,19 @@ def fabricate(
     write_text(
         run.config,
         f'[run]\nversion = "{__version__}"\ncommand = "vgg16-xray run radiography --out demo"\nseed = 1234\n'
+        "size = 224\n"
         'started = "2026-10-30T09:00:00+0000"\n\n[machine]\nwords = "2 cores, AVX-512, 8 GiB; Linux"\n\n'
         f'[data]\nlabels = {json.dumps(sorted(labels))}\nfilms = {films}\nfingerprint = "5b1f9d3c0a7e4412"\n'
         'split = "80/10/10 by group, seed 1234"\n'
         'notes = ["2 films are exact copies of another; copies stand on one side"]\n'
         'collections = { radiography = "/data/radiography" }\n\n'
-        '[recipe]\nname = "default"\nhead = "gap"\ntrain_from = "block5"\nepochs = 8\n\n'
         '[engine]\nname = "torch channels-last bf16"\nrate = 11.8\n',
+    )
+    update_config(
+        run,
+        recipe=load_recipe("default").as_dict(),
+        training={"seed": 1234, "cycles": [8]},
+        weights={"origin": "the package's weights; wants 'caffe'", "sha256": "cd" * 32, "file": ""},
     )
     seconds = {"download": 0.4, "preprocess": 41.2, "initialise": 1.3, "train": 1830.5, "validate": 12.0, "test": 15.8}
     write_json(

@@ -72,7 +72,8 @@ def test_the_page_asks_the_network_for_nothing_and_runs_no_script(finished: RunD
     for _, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+            # Within the page, in it, or a file of the run beside it.
+            assert re.match(r"#|data:|audit\.html$|cards/\w+\.md$", attributes.get(name) or "#"), attributes
     (policy,) = [a["content"] for a in page.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy is not None
     assert policy.startswith("default-src 'none'")
@@ -113,7 +114,11 @@ def test_tables_say_what_their_heads_belong_to_and_headings_skip_no_level(finish
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(names) == len(set(names))
-    assert {link["href"] for link in page.attributes("a")} <= {f"#{name}" for name in names}
+    links = {str(link["href"]) for link in page.attributes("a")}
+    assert {link for link in links if link.startswith("#")} <= {f"#{name}" for name in names}
+    beside = [finished.path / link for link in links if not link.startswith("#")]
+    assert beside
+    assert all(file.exists() for file in beside), "a link leads nowhere"
 
 
 def test_quarantined_files_durations_layers_and_configuration_are_told(finished: RunDir) -> None:

@@ -19,8 +19,9 @@ from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.split import SPLITS, TEST, TRAIN
+from vgg16_xray.report.cards import FILLED, OPEN, PART, write_cards
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
-from vgg16_xray.rundir import AuditDir, ComparisonDir, FoldsDir, RunDir
+from vgg16_xray.rundir import AuditDir, CardsDir, ComparisonDir, FoldsDir, RunDir
 
 if TYPE_CHECKING:
     import jinja2
@@ -165,6 +166,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         "css": style_sheet("report.css"),
         "audit_css": style_sheet("audit.css"),
         "audit": _audit(run, manifest),
+        **_cards(run, tested=folds is not None or (test is not None and "test" in stamps)),
         "facts": _facts(config),
         "config_text": config_text,
         "notes": [str(note) for note in config.get("data", {}).get("notes", [])],
@@ -186,6 +188,8 @@ def _content(run: RunDir) -> dict[str, Any]:
         "parameters": _parameters(layers["layers"]) if layers else None,
         "history": _history(run),
         "most_rows": MOST_ROWS,
+        "states": (FILLED, PART, OPEN),
+        "card_file": lambda name: CardsDir(run.path).file(name).relative_to(run.path).as_posix(),
         "files": {name: getattr(run, name).name for name in ("quarantine", "predictions", "report", "history", "test")}
         | {"audit": AuditDir(run.path).page.name, "folds": of_folds.numbers.name, "folds_table": of_folds.table.name},
     }
@@ -229,6 +233,16 @@ def _audit(run: RunDir, manifest: pd.DataFrame | None) -> dict[str, Any] | None:
         "ladder": ladder_rows(found, manifest, ArrayStore(run.pixels)),
         "whole": found["ladder"].get(WHOLE.key, {}).get("macro_f1"),
     }
+
+
+def _cards(run: RunDir, *, tested: bool) -> dict[str, Any]:
+    """The checklists, or why there are none: a run of another version may lack what they ask for."""
+    if not tested:
+        return {"cards": None, "no_cards": ""}
+    try:
+        return {"cards": write_cards(run), "no_cards": ""}
+    except UserError as error:
+        return {"cards": None, "no_cards": str(error)}
 
 
 def _toml(text: str) -> dict[str, Any]:
