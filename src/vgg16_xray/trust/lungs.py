@@ -73,14 +73,14 @@ def find_lungs(films: np.ndarray, *, model: Path | None = None) -> Lungs:
     masks = np.zeros(films.shape, bool)
     quality = np.zeros(len(films), np.float32)
     reasons = []
-    with progress("find lungs", total=len(films)) as counter:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # The network runs in one thread: a film a thread.
-            for i, (mask, of_film, reason) in enumerate(pool.map(partial(outline, session), films)):
-                quality[i] = of_film
-                if not reason:
-                    masks[i] = mask
-                reasons.append(reason)
-                counter.advance()
+    # The network runs in one thread: a film a thread.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("find lungs", total=len(films)) as counter:
+        for i, (mask, of_film, reason) in enumerate(pool.map(partial(outline, session), films)):
+            quality[i] = of_film
+            if not reason:
+                masks[i] = mask
+            reasons.append(reason)
+            counter.advance()
     return Lungs(
         masks=masks, found=np.array([not reason for reason in reasons], bool), quality=quality, reasons=tuple(reasons)
     )
