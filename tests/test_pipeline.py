@@ -37,10 +37,10 @@ def finished(few_films: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDi
 def test_a_run_leaves_every_file_of_the_design(finished: RunDir) -> None:
     for name in (
         *("config", "manifest", "split", "quarantine", "pixels", "layers", "history", "last", "best"),
-        *("validation", "test", "predictions", "report"),
+        *("validation", "test", "readings", "predictions", "report"),
     ):
         assert getattr(finished, name).stat().st_size > 0, name
-    assert len(list(finished.figures.glob("*.png"))) == 8
+    assert len(list(finished.figures.glob("*.png"))) == 9
     assert set(finished.stamps()) == {"preprocess", "initialise", "train", "validate", "test", "audit", "report"}
     assert not list(finished.path.rglob("*.tmp"))
 

@@ -95,6 +95,11 @@ class RunDir:
         return self.path / "test.json"
 
     @property
+    def readings(self) -> Path:
+        """Every time that the test films were measured: when, by which command, with which model. Only ever grows."""
+        return self.path / "test_readings.csv"
+
+    @property
     def predictions(self) -> Path:
         """A row a film of every split."""
         return self.path / "predictions.csv"

@@ -13,6 +13,7 @@ from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.config import load_recipe
 from vgg16_xray.files import write_json, write_text
 from vgg16_xray.rundir import RunDir, update_config
+from vgg16_xray.trust import calibrate, operating
 from vgg16_xray.trust.metrics import evaluate
 
 LABELS = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
@@ -142,12 +143,27 @@ def fabricate(
             "epoch": 6,
             "criterion": "highest validation macro_f1",
         }
+        fitted = manifest["split"].eq("validation").to_numpy()
+        calibration = calibrate.fit(probabilities[fitted], truth[fitted], manifest["group"][fitted].tolist())
+        thresholds = operating.fit(probabilities[fitted], truth[fitted])
+        if side == "validation":
+            measured |= {"calibration": calibration, "operating": thresholds}
+        else:
+            of = probabilities[of_side], truth[of_side], manifest["group"][of_side].tolist()
+            measured |= {
+                "calibration": calibrate.test(calibration, *of),
+                "operating": operating.measure(thresholds, *of, replicates=200),
+            }
+            write_text(
+                run.readings, f"time,command,checkpoint_sha256\n2026-10-30T09:30:00+0000,vgg16-xray run,{'ab' * 32}\n"
+            )
         epochs = {"epochs": json.loads(_history().to_json(orient="records"))} if side == "validation" else {}
         write_json(file, about | measured | epochs)
     if "test" in done:
         predictions = manifest[["path", "collection", "label", "split", "patient_id", "source"]].copy()
         predictions["prediction"] = [labels[k] for k in probabilities.argmax(axis=1)]
         predictions["confidence"] = probabilities.max(axis=1).round(6)
+        predictions["calibrated_confidence"] = predictions["confidence"]
         for k, label in enumerate(labels):
             predictions[f"p_{label}"] = probabilities[:, k].round(6)
         predictions.to_csv(run.predictions, index=False)

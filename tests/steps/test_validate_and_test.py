@@ -23,6 +23,7 @@ from vgg16_xray.steps.test import predictions_table
 from vgg16_xray.steps.test import test as measure_on_test_films
 from vgg16_xray.steps.train import read_history, rows_of, train
 from vgg16_xray.steps.validate import TrainedRun, validate
+from vgg16_xray.trust import calibrate
 
 
 def test_training_and_validation_never_ask_for_a_test_film(
@@ -91,6 +92,7 @@ def test_predictions_csv_has_a_row_a_film_in_the_manifests_order(small_run: RunD
     labels = read_plan(small_run).labels
     assert list(table.columns) == [
         *("path", "collection", "label", "split", "patient_id", "source", "prediction", "confidence"),
+        "calibrated_confidence",
         *(f"p_{label}" for label in labels),
     ]
     p = table[[f"p_{label}" for label in labels]].to_numpy()
@@ -99,11 +101,50 @@ def test_predictions_csv_has_a_row_a_film_in_the_manifests_order(small_run: RunD
     np.testing.assert_allclose(p.max(1), table["confidence"])
 
 
+def test_the_temperature_is_fitted_on_validation_films_and_measured_on_test_films(small_run: RunDir) -> None:
+    table, tested = pd.read_csv(small_run.predictions), json.loads(small_run.test.read_text())
+    validated = json.loads(small_run.validation.read_text())
+    labels = tested["labels"]
+    p = table[[f"p_{label}" for label in labels]].to_numpy()
+    truth = np.array([labels.index(label) for label in table["label"]])
+    sides = {side: (table["split"] == side).to_numpy() for side in ("validation", "test")}
+    logits = calibrate.logits_of(p)
+    temperature = calibrate.fit_temperature(logits[sides["validation"]], truth[sides["validation"]])
+    assert validated["calibration"]["temperature"] == pytest.approx(temperature, rel=1e-3)  # six decimals in the table
+    assert tested["calibration"]["temperature"] == validated["calibration"]["temperature"]
+    after = calibrate.softmax(logits, temperature)
+    np.testing.assert_allclose(table["calibrated_confidence"], after.max(1), atol=1e-3)
+    of_test = truth[sides["test"]]
+    for side, values in (("score", p), ("probability", after)):
+        measured = tested["calibration"][side]["log_loss"]["value"]
+        expected = values[sides["test"]]
+        expected = log_loss(of_test, expected / expected.sum(1, keepdims=True), labels=range(4))
+        assert measured == pytest.approx(expected, abs=1e-3)
+
+
+def test_each_measurement_of_the_test_films_is_logged_and_no_other(copy_of_run: RunDir) -> None:
+    def readings() -> list[dict[str, str]]:
+        return pd.read_csv(copy_of_run.readings).to_dict("records")
+
+    assert len(first := readings()) == 1
+    validate(copy_of_run)
+    measure_on_test_films(copy_of_run)
+    assert readings() == first, "what is done is not done again"
+    copy_of_run.test.unlink()
+    measure_on_test_films(copy_of_run)
+    assert len(found := readings()) == 2
+    assert found[0] == first[0]
+    assert {row["checkpoint_sha256"] for row in found} == {
+        json.loads(copy_of_run.test.read_text())["checkpoint_sha256"]
+    }
+    assert all(row["command"].startswith("vgg16-xray") and row["time"].startswith("20") for row in found)
+
+
 def test_a_row_of_the_table_belongs_to_its_row_of_the_manifest(small_run: RunDir) -> None:
     manifest = read_manifest(small_run)
     p = np.eye(4)[np.arange(len(manifest)) % 4]
     labels = read_plan(small_run).labels
-    table = predictions_table(manifest, p, labels)
+    table = predictions_table(manifest, p, p, labels)
     assert list(table["prediction"]) == [labels[i % 4] for i in range(len(manifest))]
     assert list(table["path"]) == list(manifest["path"])
 

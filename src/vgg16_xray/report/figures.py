@@ -123,6 +123,13 @@ PICTURES: Mapping[str, Picture] = {
             reading="A curve should lie far above its dotted line, the share of its class, which guessing reaches.",
         ),
         Picture(
+            file="reliability.png",
+            title="How sure, and how often right",
+            alt="Two charts: the share of test films that are right against their score and against their calibrated "
+            "probability, in bins with exact intervals, the diagonal of perfect calibration, and the films a bin.",
+            reading="Dots below the diagonal: the model is too sure there; a bin with few films says little.",
+        ),
+        Picture(
             file="worst_mistakes.png",
             title="Worst mistakes",
             alt="Contact sheet: the test films that the model got wrong with the most confidence, true and said class.",
@@ -145,9 +152,9 @@ def after_test(run: RunDir) -> list[Path]:
     """Draw what is known after step 6.
 
     Returns:
-        The files: curves, confusion matrix, figures per class, ROC, precision-recall, worst mistakes.
+        The files: curves, confusion matrix, figures per class, ROC, precision-recall, reliability, worst mistakes.
     """
-    return [draw(run) for draw in (curves, confusion, per_class, roc, precision_recall, worst_mistakes)]
+    return [draw(run) for draw in (curves, confusion, per_class, roc, precision_recall, reliability, worst_mistakes)]
 
 
 def class_colours(labels: Sequence[str]) -> dict[str, str]:
@@ -309,6 +316,41 @@ def precision_recall(run: RunDir) -> Path:
         axes.set_xlabel("recall (sensitivity): share of the class's films found")
         axes.set_ylabel("precision: share of the films taken for it that are it")
     return _file(run, "precision_recall")
+
+
+def reliability(run: RunDir) -> Path:
+    """Draw how often films are right against how sure the model is, before and after calibration, with counts."""
+    if (found := _test(run).get("calibration")) is None:
+        raise UserError(
+            f"{run.test}: must be of this version, found one without calibration",
+            hint=f"run: vgg16-xray test {run.path}",
+        )
+    with _picture(run, "reliability", 9, 4.9) as figure:
+        grid = figure.subplots(2, 2, sharex=True, height_ratios=(4, 1))
+        for column, (side, title) in enumerate((("score", "Score"), ("probability", "Probability"))):
+            bins = [row for row in found[side]["bins"] if row["films"]]
+            axes, counts = grid[0][column], grid[1][column]
+            axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", zorder=1)
+            for row in bins:
+                axes.plot(
+                    [row["confidence"]] * 2, [row["right"]["low"], row["right"]["high"]], color=PALETTE[0], alpha=0.5
+                )
+            axes.plot([r["confidence"] for r in bins], [r["right"]["value"] for r in bins], "o", color=PALETTE[0])
+            axes.set_ylim(0, 1.03)
+            axes.set_xlim(0, 1)
+            axes.set_title(f"{title}: ECE {found[side]['ece']['value']:.3f}")
+            counts.bar(
+                [row["from"] for row in bins],
+                [row["films"] for row in bins],
+                width=[row["to"] - row["from"] for row in bins],
+                align="edge",
+                color=PALETTE[6],
+            )
+            counts.set_yscale("log")
+            counts.set_xlabel(f"largest {side} of a film")
+            axes.set_ylabel("" if column else "share that is right")
+            counts.set_ylabel("" if column else "films")
+    return _file(run, "reliability")
 
 
 def per_class(run: RunDir) -> Path:

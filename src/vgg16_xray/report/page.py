@@ -7,6 +7,7 @@ user's data is escaped by the template engine.
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import tomllib
 from collections import Counter
@@ -175,6 +176,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         "seeds": seeds,
         "test": test,
         "validation": validation,
+        "readings": _readings(run),
         "comparison": _comparison(run),
         "overall_names": OVERALL_NAMES,
         "overall_meanings": OVERALL_MEANINGS,
@@ -193,6 +195,14 @@ def _content(run: RunDir) -> dict[str, Any]:
         "files": {name: getattr(run, name).name for name in ("quarantine", "predictions", "report", "history", "test")}
         | {"audit": AuditDir(run.path).page.name, "folds": of_folds.numbers.name, "folds_table": of_folds.table.name},
     }
+
+
+def _readings(run: RunDir) -> list[dict[str, str]]:
+    """The rows of the log of the test films' readings."""
+    if not run.readings.exists():
+        return []
+    with run.readings.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _comparison(run: RunDir) -> dict[str, Any] | None:

@@ -115,6 +115,14 @@ def say_measured(what: str, measured: Mapping[str, Any], *, table: bool = True) 
     )
     if what == "test" and table:
         _say_classes("test films, 95 % intervals", measured)
+        calibration = measured["calibration"]
+        before, after, sets = calibration["score"], calibration["probability"], calibration["conformal"][0]
+        console().print(
+            f"calibrated with temperature {calibration['temperature']:.3f}: ECE {figure(before['ece'])} before, "
+            f"{figure(after['ece'])} after ({after['ece_by_chance']['mean']:.3f} by chance alone); sets of "
+            f"{figure(sets['size'])} classes hold the truth for {figure(sets['coverage'])}, "
+            f"promised {1 - sets['alpha']:g}"
+        )
         console().print(RESEARCH_USE_ONLY)
 
 

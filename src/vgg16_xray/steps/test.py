@@ -1,10 +1,14 @@
 """Step 6: the model meets the test films, once.
 
-Reads what step 4 left. Leaves ``test.json`` and ``predictions.csv``, a row a film of every side.
+Reads what steps 4 and 5 left. Leaves ``test.json`` and ``predictions.csv``, a row a film of every side. The test films
+are sealed: each time that they are measured is a row of ``test_readings.csv``, which is never written anew.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +17,9 @@ import numpy as np
 from vgg16_xray import ranks
 from vgg16_xray.files import read_json, write_json, write_text
 from vgg16_xray.films.split import TEST
-from vgg16_xray.rundir import RunDir, key_of
+from vgg16_xray.rundir import RunDir
 from vgg16_xray.steps.train import rows_of
-from vgg16_xray.steps.validate import TrainedRun
+from vgg16_xray.steps.validate import TrainedRun, validate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,21 +31,33 @@ def test(run: RunDir) -> dict[str, Any]:
     """Predict every film of the run and measure the test films.
 
     Returns:
-        What ``test.json`` holds, see :func:`vgg16_xray.trust.metrics.evaluate`.
+        What ``test.json`` holds, see :func:`vgg16_xray.trust.metrics.evaluate`; ``calibration`` and ``operating``:
+        what was fitted on the validation films, measured on these (:mod:`vgg16_xray.trust.calibrate`,
+        :mod:`vgg16_xray.trust.operating`). Step 5 is done first where it is not.
 
     Raises:
         UserError: A step before has not finished.
     """
     started = time.monotonic()
     trained = TrainedRun(run)
-    key = key_of(trained.checkpoint_sha256, trained.plan.key)
+    key = trained.key
     if ranks.agree(run.is_done(STEP, key, [run.test, run.predictions])):
         return dict(read_json(run.test))
-    probabilities = trained.probabilities(np.arange(len(trained.manifest)))
+    validated = validate(run)
+    scores = trained.probabilities(np.arange(len(trained.manifest)))
 
     def measure() -> dict[str, Any]:
-        measured = trained.measure(probabilities[rows_of(trained.manifest, TEST)], TEST)
-        table = predictions_table(trained.manifest, probabilities, trained.plan.labels)
+        from vgg16_xray.trust import calibrate, operating
+
+        note_reading(run, trained.checkpoint_sha256)
+        rows, seed = rows_of(trained.manifest, TEST), trained.plan.seed
+        targets, groups = trained.truth(rows)
+        probabilities = calibrate.softmax(calibrate.logits_of(scores), validated["calibration"]["temperature"])
+        measured = trained.measure(scores[rows], TEST) | {
+            "calibration": calibrate.test(validated["calibration"], scores[rows], targets, groups, seed=seed),
+            "operating": operating.measure(validated["operating"], probabilities[rows], targets, groups, seed=seed),
+        }
+        table = predictions_table(trained.manifest, scores, probabilities, trained.plan.labels)
         write_text(run.predictions, table.to_csv(index=False, lineterminator="\n"))
         write_json(run.test, measured)
         run.stamp(STEP, key, seconds=time.monotonic() - started)
@@ -50,17 +66,38 @@ def test(run: RunDir) -> dict[str, Any]:
     return ranks.by_first(measure, lambda: dict(read_json(run.test)))
 
 
-def predictions_table(manifest: pd.DataFrame, probabilities: np.ndarray, labels: tuple[str, ...]) -> pd.DataFrame:
+def note_reading(run: RunDir, checkpoint_sha256: str) -> None:
+    """Add a row to the run's log of readings, before the test films are measured.
+
+    Args:
+        run: The run whose test films are about to be measured.
+        checkpoint_sha256: Of the model that meets them.
+    """
+    row = io.StringIO()
+    writer = csv.writer(row, lineterminator="\n")
+    if not run.readings.exists():
+        writer.writerow(("time", "command", "checkpoint_sha256"))
+    command = " ".join(["vgg16-xray", *sys.argv[1:]])
+    writer.writerow((time.strftime("%Y-%m-%dT%H:%M:%S%z"), command, checkpoint_sha256))
+    with run.readings.open("a", encoding="utf-8") as file:
+        file.write(row.getvalue())
+
+
+def predictions_table(
+    manifest: pd.DataFrame, scores: np.ndarray, probabilities: np.ndarray, labels: tuple[str, ...]
+) -> pd.DataFrame:
     """A row a film: what it is, and what the model says.
 
     Args:
         manifest: (N rows), see :mod:`vgg16_xray.steps.preprocess`.
-        probabilities: (N, K), row i belongs to row i of the manifest.
+        scores: (N, K) softmax scores, row i belongs to row i of the manifest: ``confidence``, ``p_<label>``.
+        probabilities: (N, K) the same after calibration: ``calibrated_confidence`` is the largest.
         labels: (K,).
     """
     table = manifest[["path", "collection", "label", "split", "patient_id", "source"]].copy()
-    table["prediction"] = [labels[i] for i in probabilities.argmax(1)]
-    table["confidence"] = probabilities.max(1).round(6)
+    table["prediction"] = [labels[i] for i in scores.argmax(1)]
+    table["confidence"] = scores.max(1).round(6)
+    table["calibrated_confidence"] = probabilities.max(1).round(6)
     for i, label in enumerate(labels):
-        table[f"p_{label}"] = probabilities[:, i].round(6)
+        table[f"p_{label}"] = scores[:, i].round(6)
     return table

@@ -1,4 +1,4 @@
-"""Step 5: the best epoch is loaded again and measured on the validation films, never on the test films.
+"""Step 5: the best epoch is loaded again, measured and calibrated on the validation films, never on the test films.
 
 Reads what step 4 left. Leaves ``validation.json``.
 """
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vgg16_xray.learn.checkpoint import ModelConfig
 
 STEP = "validate"
+#: Raised when the same model and films would give other contents of ``validation.json`` or ``test.json``.
+VERSION = 2
 
 
 def validate(run: RunDir) -> dict[str, Any]:
@@ -33,20 +35,31 @@ def validate(run: RunDir) -> dict[str, Any]:
 
     Returns:
         What ``validation.json`` holds: the numbers of :func:`vgg16_xray.trust.metrics.evaluate`, which epoch was
-        chosen by what, and every epoch.
+        chosen by what, and every epoch; ``calibration`` (:func:`vgg16_xray.trust.calibrate.fit`) and ``operating``
+        (:func:`vgg16_xray.trust.operating.fit`, a list of thresholds a class).
 
     Raises:
         UserError: A step before has not finished.
     """
     started = time.monotonic()
     trained = TrainedRun(run)
-    key = key_of(trained.checkpoint_sha256, trained.plan.key)
+    key = trained.key
     if ranks.agree(run.is_done(STEP, key, [run.validation])):
         return dict(read_json(run.validation))
-    probabilities = trained.probabilities(rows_of(trained.manifest, VALIDATION))
+    rows = rows_of(trained.manifest, VALIDATION)
+    scores = trained.probabilities(rows)
 
     def measure() -> dict[str, Any]:
-        measured = trained.measure(probabilities, VALIDATION) | {"epochs": read_history(run.history)}
+        from vgg16_xray.trust import calibrate, operating
+
+        targets, groups = trained.truth(rows)
+        calibration = calibrate.fit(scores, targets, groups, seed=trained.plan.seed)
+        probabilities = calibrate.softmax(calibrate.logits_of(scores), calibration["temperature"])
+        measured = trained.measure(scores, VALIDATION) | {
+            "calibration": calibration,
+            "operating": operating.fit(probabilities, targets),
+            "epochs": read_history(run.history),
+        }
         write_json(run.validation, measured)
         run.stamp(STEP, key, seconds=time.monotonic() - started)
         return measured
@@ -81,6 +94,15 @@ class TrainedRun:
             raise UserError(f"{run.best}: must have the classes {self.plan.labels}, found {self.config.labels}")
         self.checkpoint_sha256 = sha256_of(run.best)
 
+    @property
+    def key(self) -> str:
+        """What the figures of this model depend on."""
+        return key_of(VERSION, self.checkpoint_sha256, self.plan.key)
+
+    def truth(self, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """(n,) true classes and n names of groups of the films `rows` (n,)."""
+        return targets_of(self.manifest, self.plan)[rows], list(self.manifest["group"].iloc[rows])
+
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
         """(n, K) float64, a row a film of `rows` (n,), in their order."""
         from vgg16_xray.learn.checkpoint import load_probe
@@ -103,7 +125,7 @@ class TrainedRun:
         """
         from vgg16_xray.trust.metrics import evaluate
 
-        rows = rows_of(self.manifest, side)
+        targets, groups = self.truth(rows_of(self.manifest, side))
         return {
             "research_use_only": RESEARCH_USE_ONLY,
             "split": side,
@@ -111,10 +133,10 @@ class TrainedRun:
             "epoch": self.config.epoch,
             "criterion": f"highest validation {self.plan.recipe.select}",
             **evaluate(
-                truth=targets_of(self.manifest, self.plan)[rows],
+                truth=targets,
                 probabilities=probabilities,
                 labels=self.plan.labels,
-                groups=list(self.manifest["group"].iloc[rows]),
+                groups=groups,
                 seed=self.plan.seed,
             ),
         }
