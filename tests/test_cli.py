@@ -19,7 +19,7 @@ from vgg16_xray.rundir import CacheDir, RunDir
 
 COMMANDS = (
     *("demo", "download", "run", "preprocess", "init", "train", "validate", "test", "report", "compare", "predict"),
-    *("cache", "audit"),
+    *("cache", "audit", "export", "check"),
 )
 HEAVY = ("torch", "onnxruntime", "pandas", "sklearn", "matplotlib", "scipy", "pyarrow", "pydicom", "PIL", "numpy")
 

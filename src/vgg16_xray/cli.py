@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -350,45 +351,92 @@ def compare(
 
 
 @app.command()
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Option("--to", help="Folder of the bundle to make.", show_default=False)],
+) -> None:
+    """A finished run as a bundle: ONNX in float32 and int8, calibrated, with its card; what predict and serve read.
+
+    Example: vgg16-xray export runs/default --to bundle
+    """
+    require("train", purpose="vgg16-xray export")
+    from vgg16_xray.bundle.export import export as export_run
+    from vgg16_xray.report.terminal import say_exported
+
+    run_dir = _existing(run)
+    with run_dir.alone():
+        say_exported(export_run(run_dir, to))
+
+
+@app.command()
+def check(bundle: Annotated[Path, typer.Argument(help="A bundle.", show_default=False)]) -> None:
+    """Check a bundle: hashes, graphs, and the answers that its golden films must get.
+
+    Example: vgg16-xray check bundle
+    """
+    from vgg16_xray.bundle.classify import check as check_bundle
+
+    for precision, off in check_bundle(bundle).items():
+        typer.echo(f"{precision}: golden films answered as written, within {off:.1e}")
+    typer.echo(f"{bundle}: whole")
+
+
+@app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Films, or folders of films.", show_default=False)],
-    model: Annotated[Path, typer.Option("--model", help="A run, or its model.safetensors.", show_default=False)],
-    format_: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Films, folders of films, patterns, or - for a film on standard input.", show_default=False
+        ),
+    ],
+    *,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="A bundle, or a run; the model in the package by default.", show_default=False),
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="table, json, jsonl or csv.")] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write there and not to standard output.")] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of a bundle: int8, float32, or auto, which is int8 where there is one.")
+    ] = "auto",
     engine: EngineName = "auto",
 ) -> None:
     """Predict films, a row a film, in the order in which they were named.
 
-    Example: vgg16-xray predict film.png folder --model runs/default --format csv --out answers.csv
+    Example: vgg16-xray predict film.png folder --format csv --out answers.csv
     """
-    require("train", purpose="vgg16-xray predict")
     from vgg16_xray.files import write_text
-    from vgg16_xray.predict import FORMATS, Predictor, as_csv, as_json, films_in
+    from vgg16_xray.predict import FORMATS, as_csv, as_json, as_jsonl, films_in, open_model
     from vgg16_xray.report.terminal import predictions_as_text
 
     if format_ not in FORMATS:
         raise UserError(f"--format: must be one of {', '.join(FORMATS)}, found '{format_}'")
     if out is not None and out.is_dir():
         raise UserError(f"--out: must be a file, found the folder {out}")
-    files = films_in(images)
-    predictor = Predictor(model, engine=engine)
-    if predictor.models > 1:
-        typer.echo(f"the mean of {predictor.models} models of the folds", err=True)
-    for note in predictor.notes:
+    films: list[Any] = []
+    for given in images:
+        films += [sys.stdin.buffer.read()] if str(given) == "-" else films_in([given])
+    answering = open_model(model, engine=engine, precision=precision)
+    for note in getattr(answering, "notes", []):
         typer.echo(f"note: {note}", err=True)
-    answers = list(predictor.predict(files))
+    started = time.monotonic()
+    answers = list(answering.stream(films, quiet=False))
+    took = time.monotonic() - started
     if format_ == "table":
-        text = predictions_as_text(answers, labels=predictor.labels, colours=out is None)
-    elif format_ == "json":
-        text = as_json(answers, labels=predictor.labels, model=str(model))
+        text = predictions_as_text(answers, labels=answering.labels, colours=out is None)
+    elif format_ == "csv":
+        text = as_csv(answers, labels=answering.labels)
     else:
-        text = as_csv(answers, labels=predictor.labels)
+        name = str(model or "the model in the package")
+        text = as_jsonl(answers) if format_ == "jsonl" else as_json(answers, labels=answering.labels, model=name)
     if out is None:
         typer.echo(text, nl=False)
     else:
         write_text(out, text)
-    if format_ == "csv" or out is not None:
+    if format_ in ("csv", "jsonl") or out is not None:
         typer.echo(RESEARCH_USE_ONLY, err=True)
+    if len(films) > 1:
+        typer.echo(f"{len(films):,} films in {took:.1f} s, {len(films) / took:.1f} films/s", err=True)
     if failed := sum(answer.answer == "error" for answer in answers):
         typer.echo(f"{failed} of {len(answers)} files could not be read; the reasons stand in their rows", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -1,51 +1,68 @@
-"""Predict anyone's films with the model of a run: files and folders in, a row a film out, in the order of the input."""
+"""Predict anyone's films: files and folders in, a row a film out, in the order of the input.
+
+A bundle answers with ONNX Runtime; a run that was not exported answers with torch, its folds as one model.
+"""
 
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from vgg16_xray import RESEARCH_USE_ONLY
-from vgg16_xray.errors import UnreadableFilm, UserError
+from vgg16_xray.bundle.classify import Classifier, Prediction, in_order, shown
+from vgg16_xray.bundle.format import BundleDir
+from vgg16_xray.errors import UserError
+from vgg16_xray.extras import require
 from vgg16_xray.films.dataset import IGNORED, MASK_FOLDERS, may_be_film
 from vgg16_xray.films.decode import SUFFIXES, decode, to_square
-from vgg16_xray.progress import progress
 from vgg16_xray.rundir import RunDir
 
 if TYPE_CHECKING:
     import torch
 
+    from vgg16_xray.bundle.classify import Image
     from vgg16_xray.learn.checkpoint import ModelConfig
 
-#: Films that go through the network together.
+#: Films that go through a run's network together.
 BATCH = 32
-FORMATS = ("table", "json", "csv")
+FORMATS = ("table", "json", "jsonl", "csv")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The answer for one file."""
+class Answering(Protocol):
+    """What answers for films: a bundle or a run."""
 
-    path: str
-    #: None where the file could not be read.
-    prediction: str | None
-    #: Largest probability.
-    confidence: float | None
-    #: (label, probability) in the model's order; empty where the file could not be read.
-    probabilities: tuple[tuple[str, float], ...]
-    #: ``answered`` or ``error``.
-    answer: str
-    #: Why there is no answer.
-    reason: str = ""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes in the order of the probabilities."""
+
+    def stream(self, images: Sequence[Image], *, explain: bool = False, quiet: bool = True) -> Iterator[Prediction]:
+        """Answers in the order of the images, each as soon as it is there."""
+
+
+def open_model(model: Path | None, *, engine: str = "auto", precision: str = "auto") -> Answering:
+    """Open what answers.
+
+    Args:
+        model: A bundle, a run, or a run's ``model.safetensors``; the model in the package by default.
+        engine: Of a run, a name of :data:`vgg16_xray.learn.engines.ENGINES`.
+        precision: Of a bundle, a name of :data:`vgg16_xray.bundle.classify.PRECISIONS`.
+
+    Raises:
+        UserError: There is no model there, or it is damaged.
+    """
+    if model is None or BundleDir(model).config.exists():
+        return Classifier.load(model, precision=precision)
+    if not model.exists():
+        raise UserError(f"--model: must be a bundle or a run with a trained model, found none in {model}")
+    require("train", purpose="vgg16-xray predict")
+    return Predictor(model, engine=engine)
 
 
 class Predictor:
@@ -95,6 +112,8 @@ class Predictor:
                 if probe and (line := probe.check(frozen_part, where=file, trained_with=config.engine)):
                     self.notes.append(line)
                 parts.append((tensors, frozen_part, [trainable]))
+        if self.models > 1:
+            self.notes.append(f"the mean of {self.models} models of the folds")
         self._parts = [(frozen_part, trainables) for _, frozen_part, trainables in parts]
 
     @property
@@ -127,42 +146,30 @@ class Predictor:
                     answers.append(torch.softmax(forward(trainable, features, self.engine).double(), dim=1))
             return torch.stack(answers).mean(dim=0).numpy()
 
-    def predict(self, files: Sequence[Path]) -> Iterator[Prediction]:
-        """Answer for files, in their order; a file that cannot be read is an answer too.
+    def stream(self, images: Sequence[Image], *, explain: bool = False, quiet: bool = True) -> Iterator[Prediction]:
+        """Answer for images, in their order; one that cannot be read is an answer too. There is no heat map."""
 
-        Decoding runs beside the network, one batch ahead.
-        """
+        def prepare(image: Image) -> np.ndarray:
+            film = image if isinstance(image, np.ndarray) else decode(Path(image) if isinstance(image, str) else image)
+            return to_square(film, self.config.size)
 
-        def work(file: Path) -> np.ndarray | UnreadableFilm:
-            try:
-                return to_square(decode(file), self.config.size)
-            except UnreadableFilm as error:
-                return error
+        def answer(names: Sequence[str], films: Sequence[np.ndarray]) -> list[Prediction]:
+            rows = self.probabilities(films)
+            return [self._answer(name, row) for name, row in zip(names, rows, strict=True)]
 
-        batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool, progress("predict", total=len(files)) as bar:
-            ahead = [pool.submit(work, file) for file in batches[0]] if batches else []
-            for number, batch in enumerate(batches):
-                results = [future.result() for future in ahead]
-                ahead = [pool.submit(work, file) for file in batches[number + 1]] if number + 1 < len(batches) else []
-                films = [result for result in results if isinstance(result, np.ndarray)]
-                rows = iter(self.probabilities(films) if films else ())
-                for file, result in zip(batch, results, strict=True):
-                    yield (
-                        _refused(file, result) if isinstance(result, UnreadableFilm) else self._answer(file, next(rows))
-                    )
-                bar.advance(len(batch))
+        return in_order(images, prepare, answer, quiet=quiet, batch=BATCH)
 
-    def _answer(self, file: Path, probabilities: np.ndarray) -> Prediction:
+    def predict(self, images: Sequence[Image]) -> list[Prediction]:
+        """All answers of :meth:`stream`."""
+        return list(self.stream(images))
+
+    def _answer(self, name: str, probabilities: np.ndarray) -> Prediction:
         best = int(probabilities.argmax())
         return Prediction(
-            path=_shown(file),
+            path=shown(name),
             prediction=self.labels[best],
             confidence=round(float(probabilities[best]), 6),
-            probabilities=tuple(
-                (label, round(float(p), 6)) for label, p in zip(self.labels, probabilities, strict=True)
-            ),
-            answer="answered",
+            probabilities={label: round(float(p), 6) for label, p in zip(self.labels, probabilities, strict=True)},
         )
 
 
@@ -177,30 +184,21 @@ def _equal(these: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
     return these.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in these.items())
 
 
-def _refused(file: Path, error: UnreadableFilm) -> Prediction:
-    return Prediction(
-        path=_shown(file),
-        prediction=None,
-        confidence=None,
-        probabilities=(),
-        answer="error",
-        reason=_shown(str(error).removeprefix(f"{file}: ")),
-    )
-
-
-def _shown(text: Path | str) -> str:
-    # A name on Linux is bytes; those that are not UTF-8 cannot be written as text.
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def films_in(inputs: Sequence[Path]) -> list[Path]:
     """Files to predict: files as they are named, and the films below folders, masks and hidden files left out.
 
+    A name that is no file and holds ``*``, ``?`` or ``[`` is a pattern, for shells that leave it to the program.
+
     Raises:
-        UserError: A folder holds no film.
+        UserError: A folder holds no film, or nothing matches a pattern.
     """
     files: list[Path] = []
     for given in inputs:
+        if not given.exists() and glob.has_magic(str(given)):
+            if not (matching := sorted(glob.glob(str(given), recursive=True))):  # noqa: PTH207 (Path.glob takes no absolute pattern)
+                raise UserError(f"{given}: must match files, found none")
+            files += films_in([Path(match) for match in matching])
+            continue
         if not given.is_dir():
             files.append(given)
             continue
@@ -221,19 +219,14 @@ def _passed_over(path: Path) -> bool:
 
 def as_json(predictions: Sequence[Prediction], *, labels: Sequence[str], model: str) -> str:
     """One JSON object: what the model is, and a list of answers."""
-    rows: list[dict[str, Any]] = [
-        {
-            "path": row.path,
-            "prediction": row.prediction,
-            "confidence": row.confidence,
-            "probabilities": dict(row.probabilities),
-            "answer": row.answer,
-            "reason": row.reason,
-        }
-        for row in predictions
-    ]
+    rows = [row.as_dict() for row in predictions]
     document = {"research_use_only": RESEARCH_USE_ONLY, "model": model, "labels": list(labels), "predictions": rows}
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_jsonl(predictions: Sequence[Prediction]) -> str:
+    """A JSON object a line, one for each answer."""
+    return "".join(json.dumps(row.as_dict(), ensure_ascii=False, allow_nan=False) + "\n" for row in predictions)
 
 
 def as_csv(predictions: Sequence[Prediction], *, labels: Sequence[str]) -> str:
@@ -242,7 +235,7 @@ def as_csv(predictions: Sequence[Prediction], *, labels: Sequence[str]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "prediction", "confidence", *(f"p_{label}" for label in labels), "answer", "reason"])
     for row in predictions:
-        p = [f"{value:.6f}" for _, value in row.probabilities] or [""] * len(labels)
+        p = [f"{value:.6f}" for value in row.probabilities.values()] or [""] * len(labels)
         confidence = "" if row.confidence is None else f"{row.confidence:.6f}"
         writer.writerow([row.path, row.prediction or "", confidence, *p, row.answer, row.reason])
     return text.getvalue()

@@ -43,7 +43,7 @@ class Progress:
         return f"{self.description}: " + ", ".join([*parts, note] if note else parts)
 
     def _show(self, note: str) -> None:
-        raise NotImplementedError
+        """Nothing; those that show something say how."""
 
 
 class _Lines(Progress):
@@ -72,18 +72,23 @@ class _Bar(Progress):
 
 
 @contextmanager
-def progress(description: str, *, total: int | None = None, unit: str = "films") -> Iterator[Progress]:
+def progress(
+    description: str, *, total: int | None = None, unit: str = "films", quiet: bool = False
+) -> Iterator[Progress]:
     """Show the progress of a piece of work on standard error.
 
     Args:
         description: What is being done, e.g. ``"decode"``.
         total: Number of units; None when it is not known, then no time left is shown.
         unit: What is counted, e.g. ``"films"`` or ``"bytes"``.
+        quiet: Count, and show nothing.
 
     Yields:
         The counter to :meth:`Progress.advance`.
     """
-    if sys.stderr.isatty():
+    if quiet:
+        yield Progress(description, total=total, unit=unit)
+    elif sys.stderr.isatty():
         counter = _Bar(description, total=total, unit=unit)
         with counter.bar:
             yield counter

@@ -114,6 +114,10 @@ class RunDir:
         """The self-contained page."""
         return self.path / "report.html"
 
+    def outputs(self, key: str) -> Path:
+        """What a network says of films, kept by an export that may be killed."""
+        return self.path / "export" / f"{key}.npz"
+
     def require(self, file: Path, *, made_by: str) -> Path:
         """Return `file`, or say which step makes it.
 

@@ -7,9 +7,10 @@ films drawn for it reach.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 15, 8
 #: Name of the graph's input, (B, H, W) grey pixels 0..255, and of its output, (B, C, h, w) float32.
 PIXELS, FEATURES = "pixels", "features"
+#: How ``Resize`` does what Pillow does: its filter, which at the border forgets what lies outside.
+STRETCH: Mapping[str, Any] = MappingProxyType({"mode": "linear", "antialias": 1, "exclude_outside": 1})
 
 
 def prefix_graph(
@@ -58,6 +61,7 @@ def as_model(
     pixels: type[np.generic],
     size: int | None,
     outputs: dict[str, list[Any]],
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """Put nodes and their tensors together as a checked model.
 
@@ -67,6 +71,7 @@ def as_model(
         pixels: Number format of the input.
         size: Side of a film, pixels; None leaves it open.
         outputs: Name -> shape, None where it is not said; float32 each.
+        opset: Version of the operators.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -80,14 +85,21 @@ def as_model(
         [numpy_helper.from_array(value, name) for name, value in tensors.items()],
     )
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="vgg16_xray", ir_version=IR_VERSION
+        graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="vgg16_xray", ir_version=IR_VERSION
     )
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def normalising_nodes(preprocessing: str) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+def normalising_nodes(
+    preprocessing: str, *, stretch_to: int | None = None
+) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """``pixels`` (B, H, W) -> (B, 3, H, W) float32, as :func:`vgg16_xray.learn.weights.normalise` does it.
+
+    Args:
+        preprocessing: A name of :data:`vgg16_xray.config.PREPROCESSING`.
+        stretch_to: Stretch uint8 films to a square of this side first, as :func:`vgg16_xray.films.decode.to_square`
+            does it but for a grey level in few pixels. Needs operators of version 18.
 
     Returns:
         The nodes, and their tensors by name.
@@ -102,10 +114,14 @@ def normalising_nodes(preprocessing: str) -> tuple[list[onnx.NodeProto], dict[st
         "mean": np.array(how.mean, dtype=np.float32).reshape(1, 3, 1, 1),
         "divisor": np.array(how.divisor, dtype=np.float32).reshape(1, 3, 1, 1),
     }
-    nodes = [
-        helper.make_node("Cast", [PIXELS], ["grey"], name="to_float", to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["grey", "channel_axis"], ["grey_channel"], name="add_channel"),
-        helper.make_node("Sub", ["grey_channel", "mean"], ["centred"], name="subtract_mean"),
+    nodes = [helper.make_node("Unsqueeze", [PIXELS, "channel_axis"], ["channel"], name="add_channel")]
+    if stretch_to:
+        tensors["square"] = np.array([stretch_to, stretch_to], dtype=np.int64)
+        given = [nodes[-1].output[0], "", "", "square"]
+        nodes.append(helper.make_node("Resize", given, ["stretched"], name="stretch", **STRETCH, axes=[2, 3]))
+    nodes += [
+        helper.make_node("Cast", [nodes[-1].output[0]], ["grey"], name="to_float", to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["grey", "mean"], ["centred"], name="subtract_mean"),
         helper.make_node("Div", ["centred", "divisor"], ["normalised"], name="divide"),
     ]
     return nodes, tensors

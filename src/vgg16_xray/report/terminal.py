@@ -11,12 +11,14 @@ from rich.table import Table
 
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.films.split import SPLITS, TEST
+from vgg16_xray.progress import clock
 from vgg16_xray.rundir import FoldsDir
 
 if TYPE_CHECKING:
+    from vgg16_xray.bundle.classify import Prediction
+    from vgg16_xray.bundle.export import Exported
     from vgg16_xray.learn.engines import Engine
     from vgg16_xray.learn.vgg16 import Layer
-    from vgg16_xray.predict import Prediction
     from vgg16_xray.rundir import RunDir
     from vgg16_xray.steps.download import Downloaded
     from vgg16_xray.steps.initialise import Initialised
@@ -200,6 +202,18 @@ def say_downloaded(done: Downloaded) -> None:
         console().print(f"warning: {warning}")
 
 
+def say_exported(done: Exported) -> None:
+    """What int8 costs, and where the bundle lies."""
+    found = done.config.figures["int8_against_float32"]
+    console().print(
+        f"int8 against float32 on {found['films']:,} validation films: same answer for {found['agreement']:.1%}, "
+        f"macro-F1 {found['macro_f1']['int8']:.3f} against {found['macro_f1']['float32']:.3f}, "
+        f"a probability differs by at most {found['worst_probability_difference']:.3f}"
+    )
+    sizes = ", ".join(f"{name} {file.stat().st_size / 1e6:.0f} MB" for name, file in done.bundle.graphs().items())
+    console().print(f"bundle: {done.bundle.path} ({sizes}), in {clock(done.seconds)}")
+
+
 def predictions_as_text(predictions: Sequence[Prediction], *, labels: Sequence[str], colours: bool) -> str:
     """A table for people.
 
@@ -215,8 +229,11 @@ def predictions_as_text(predictions: Sequence[Prediction], *, labels: Sequence[s
         table.add_column(label, justify="right")
     table.add_column("reason", overflow="fold")
     for row in predictions:
-        p = [f"{value:.3f}" for _, value in row.probabilities] or ["–"] * len(labels)
-        table.add_row(row.path, row.prediction or "error", *p, row.reason)
+        p = [f"{value:.3f}" for value in row.probabilities.values()] or ["–"] * len(labels)
+        said = (
+            row.prediction or row.answer if row.answer in ("answered", "error") else f"({row.prediction}) {row.answer}"
+        )
+        table.add_row(row.path, said, *p, row.reason)
     out = _console(no_color=not colours, width=None if colours and sys.stdout.isatty() else WIDTH)
     with out.capture() as captured:
         out.print(table)

@@ -1,0 +1,313 @@
+"""Make a bundle of a finished run: both graphs, what was measured of them, the card, golden films and hashes.
+
+The network in float32 answers for the validation films, which fit the temperature; training films tell int8 its ranges;
+int8 answers for the validation films too, and how far it is from float32 stands in the card. The two passes take the
+time; what the first found is kept in the run, so that an export that was killed does not compute it again.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vgg16_xray import __version__
+from vgg16_xray.bundle.card import model_card
+from vgg16_xray.bundle.classify import check
+from vgg16_xray.bundle.format import EMBEDDING, LOGITS, PIXELS, PROBABILITIES, BundleConfig, BundleDir, session_of
+from vgg16_xray.errors import UserError
+from vgg16_xray.files import read_json, whole_file, write_json, write_text
+from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
+from vgg16_xray.progress import progress
+from vgg16_xray.rundir import RunDir, key_of, read_config, sha256_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vgg16_xray.films.store import ArrayStore
+    from vgg16_xray.learn.checkpoint import ModelConfig
+    from vgg16_xray.learn.vgg16 import VGG16
+
+#: Training films that show int8 its ranges, the same number of each class.
+CALIBRATION_FILMS = 64
+#: Films that go through a graph together.
+BATCH = 8
+#: Golden films: class, seed, and (H, W), so that the graph's stretching is tried as well.
+GOLDEN = (
+    ("COVID", 11, (320, 256)),
+    ("Lung_Opacity", 12, (299, 299)),
+    ("Normal", 13, (224, 224)),
+    ("Viral Pneumonia", 14, (256, 400)),
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made."""
+
+    bundle: BundleDir
+    config: BundleConfig
+    seconds: float
+
+
+def export(run: RunDir, to: Path) -> Exported:
+    """Make a bundle of a finished run.
+
+    Args:
+        run: A run whose steps 2 to 6 are finished.
+        to: Folder to make; a bundle that is there is replaced when the new one is whole.
+
+    Raises:
+        UserError: The run has no single trained model, a step is missing, or `to` is something else than a bundle.
+    """
+    from vgg16_xray.learn.checkpoint import load_model
+    from vgg16_xray.steps.preprocess import read_manifest
+    from vgg16_xray.steps.train import open_pixels
+
+    started = time.monotonic()
+    _refuse_unusable(run, to)
+    model, config = load_model(run.best)
+    manifest = read_manifest(run)
+    source = _Source(run, model, config, manifest, open_pixels(run, manifest))
+    written = _write(source, BundleDir(to.with_name(f".{to.name}.tmp")))
+    check(written.path)
+    if to.exists():
+        shutil.rmtree(to)
+    written.path.rename(to)
+    from vgg16_xray.bundle.format import read_bundle_config
+
+    return Exported(BundleDir(to), read_bundle_config(BundleDir(to)), time.monotonic() - started)
+
+
+def _refuse_unusable(run: RunDir, to: Path) -> None:
+    from vgg16_xray.steps.folds import ensemble
+
+    if ensemble(run) and not run.best.exists():
+        raise UserError(
+            f"{run.path}: must have one model, found those of folds",
+            hint=f"export one of them: vgg16-xray export {run.path}/folds/1 --to {to}",
+        )
+    for step in ("train", "validate", "test"):
+        run.require_step(step, made_by=step)
+    if to.exists() and not BundleDir(to).config.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to: must be a new folder or a bundle, found {to} that is neither")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A trained network and its films."""
+
+    run: RunDir
+    model: VGG16
+    config: ModelConfig
+    manifest: pd.DataFrame
+    pixels: ArrayStore
+
+    def rows(self, side: str) -> np.ndarray:
+        return np.flatnonzero((self.manifest["split"] == side).to_numpy())
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        number = {label: k for k, label in enumerate(self.config.labels)}
+        return self.manifest["label"].iloc[rows].map(number).to_numpy(dtype=np.int64)
+
+    def graph(self, **options: Any) -> bytes:
+        from vgg16_xray.bundle.graph import network_graph
+
+        how = options | {"preprocessing": self.config.preprocessing, "size": self.config.size}
+        return network_graph(self.model, **how).SerializeToString()
+
+
+def _write(source: _Source, bundle: BundleDir) -> BundleDir:
+    """Write the bundle's files; what an earlier export left half-written is written over."""
+    from vgg16_xray.bundle.graph import cam_weights
+    from vgg16_xray.bundle.quantise import measure
+    from vgg16_xray.trust.calibrate import fit_conformal, fit_temperature
+
+    shutil.rmtree(bundle.path, ignore_errors=True)
+    bundle.path.mkdir(parents=True)
+    validation = source.rows(VALIDATION)
+    targets = source.targets(validation)
+    exact = _outputs_once(source, validation)
+    temperature = fit_temperature(exact[LOGITS], targets)
+    _write_bytes(bundle.float32, source.graph(temperature=temperature))
+
+    films = source.pixels.take(calibration_rows(source.manifest, source.config.labels))
+    reached = measure(source.model, films, preprocessing=source.config.preprocessing, size=source.config.size)
+    _write_bytes(bundle.int8, source.graph(temperature=temperature, int8=reached))
+    coarse = _outputs(session_of(bundle.int8.read_bytes()), source.pixels, validation, "int8 on validation films")
+
+    weights = cam_weights(source.model, source.config.size)
+    probabilities = _softmax(exact[LOGITS] / temperature)
+    config = BundleConfig(
+        labels=source.config.labels,
+        size=source.config.size,
+        preprocessing=source.config.preprocessing,
+        train_from=source.config.train_from,
+        recipe=source.config.recipe,
+        temperature=temperature,
+        head={
+            "kind": source.config.head,
+            "cam_weights": None if weights is None else [[float(f"{w:.7g}") for w in row] for row in weights],
+        },
+        conformal=fit_conformal(probabilities, targets),
+        trained_on=trained_on(source.run, source.manifest),
+        figures={
+            "validation": read_json(source.run.validation),
+            "test": read_json(source.run.test),
+            "int8_against_float32": against(exact[LOGITS] / temperature, coarse[LOGITS] / temperature, targets),
+        },
+        version=__version__,
+        checkpoint_sha256=sha256_of(source.run.best),
+    )
+    write_json(bundle.preprocessor, _preprocessor(source.config))
+    shutil.copyfile(source.run.best, bundle.weights)
+    write_json(bundle.golden, _golden(bundle))
+    write_text(bundle.card, model_card(config))
+    config = replace(config, sha256={file.name: sha256_of(file) for file in bundle.hashed()})
+    write_json(bundle.config, config.as_dict())
+    return bundle
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _outputs_once(source: _Source, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What the float32 graph says of films, uncalibrated; kept in the run."""
+    pixels = source.manifest["pixels_sha256"].iloc[rows].tolist()
+    kept = source.run.outputs(key_of("float32", sha256_of(source.run.best), pixels))
+    if kept.exists():
+        with np.load(kept, allow_pickle=False) as arrays:
+            return dict(arrays)
+    session = session_of(source.graph(temperature=1.0))
+    outputs = _outputs(session, source.pixels, rows, "float32 on validation films")
+    with whole_file(kept) as temporary, temporary.open("wb") as file:
+        np.savez(file, **outputs)  # type: ignore[arg-type]
+    return outputs
+
+
+def _outputs(session: Any, pixels: ArrayStore, rows: np.ndarray, what: str) -> dict[str, np.ndarray]:
+    names = [LOGITS, EMBEDDING]
+    found = []
+    with progress(what, total=len(rows)) as counter:
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            found.append(session.run(names, {PIXELS: pixels.take(batch)}))
+            counter.advance(len(batch))
+    return {name: np.concatenate(parts) for name, parts in zip(names, zip(*found, strict=True), strict=True)}
+
+
+def calibration_rows(manifest: pd.DataFrame, labels: tuple[str, ...]) -> np.ndarray:
+    """Rows of :data:`CALIBRATION_FILMS` training films, classes alike where there are enough, spread over the run."""
+    sides, classes = manifest["split"].to_numpy(), manifest["label"].to_numpy()
+    found = []
+    for label in labels:
+        rows = np.flatnonzero((sides == TRAIN) & (classes == label))
+        count = min(len(rows), -(-CALIBRATION_FILMS // len(labels)))
+        found.append(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)] if count else rows)
+    return np.concatenate(found)
+
+
+def against(exact: np.ndarray, coarse: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """How far int8 is from float32.
+
+    Args:
+        exact: (N, K) calibrated logits of float32.
+        coarse: (N, K) of int8.
+        targets: (N,) true classes.
+
+    Returns:
+        ``films``; ``agreement``, the share with the same answer; ``macro_f1`` of both and ``macro_f1_drop``; the
+        largest and the mean difference of a probability.
+    """
+    answers = exact.argmax(axis=1), coarse.argmax(axis=1)
+    f1 = [_macro_f1(targets, answer, exact.shape[1]) for answer in answers]
+    apart = np.abs(_softmax(exact) - _softmax(coarse))
+    return {
+        "films": len(targets),
+        "agreement": float((answers[0] == answers[1]).mean()),
+        "macro_f1": {"float32": f1[0], "int8": f1[1]},
+        "macro_f1_drop": f1[0] - f1[1],
+        "worst_probability_difference": float(apart.max()),
+        "mean_probability_difference": float(apart.mean()),
+    }
+
+
+def _macro_f1(targets: np.ndarray, answers: np.ndarray, classes: int) -> float:
+    from vgg16_xray.trust.metrics import answer_figures
+
+    confusion = np.zeros((1, classes, classes))
+    np.add.at(confusion[0], (targets, answers), 1)
+    return float(np.nanmean(answer_figures(confusion).f1))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    from vgg16_xray.trust.calibrate import softmax
+
+    return softmax(logits)
+
+
+def trained_on(run: RunDir, manifest: pd.DataFrame) -> dict[str, Any]:
+    """What the model has seen, in counts."""
+    config = read_config(run)
+    return {
+        "films": {
+            side: dict(Counter(manifest["label"][manifest["split"] == side])) for side in (TRAIN, VALIDATION, TEST)
+        },
+        "collections": sorted(set(manifest["collection"])),
+        "sources": dict(Counter(manifest["source"].fillna(""))),
+        "split": config["data"]["split"],
+        "fingerprint": config["data"]["fingerprint"],
+        "weights": config["weights"]["origin"],
+    }
+
+
+def _preprocessor(config: ModelConfig) -> dict[str, Any]:
+    """In the words of Hugging Face's image processors; the graph does all of it."""
+    from vgg16_xray.learn.weights import PREPROCESSING
+
+    how = PREPROCESSING[config.preprocessing]
+    return {
+        "image_processor_type": "in the graph: give it grey pixels (B, H, W) uint8",
+        "do_resize": True,
+        "size": {"height": config.size, "width": config.size},
+        "resample": 2,  # PIL.Image.Resampling.BILINEAR, antialiased
+        "do_rescale": False,
+        "do_normalize": True,
+        "image_mean": list(how.mean),
+        "image_std": list(how.divisor),
+        "description": how.description,
+    }
+
+
+def _golden(bundle: BundleDir) -> dict[str, Any]:
+    from PIL import Image
+
+    from vgg16_xray.films.phantom import draw
+
+    sessions = {name: session_of(file.read_bytes()) for name, file in bundle.graphs().items()}
+    films = []
+    for label, seed, (height, width) in GOLDEN:
+        size = max(height, width)
+        film = draw(label, seed=seed, size=size).pixels
+        top, left = (size - height) // 2, (size - width) // 2
+        film = np.ascontiguousarray(film[top : top + height, left : left + width])
+        png = io.BytesIO()
+        Image.fromarray(film).save(png, "PNG", optimize=True)
+        answers = {name: session.run([PROBABILITIES], {PIXELS: film[None]})[0][0] for name, session in sessions.items()}
+        films.append(
+            {
+                "name": f"drawn {label}, {height} x {width}",
+                "png": base64.b64encode(png.getvalue()).decode("ascii"),
+                "probabilities": {name: [round(float(p), 6) for p in answer] for name, answer in answers.items()},
+            }
+        )
+    return {"films": films}

@@ -1,0 +1,281 @@
+"""A whole trained network as one ONNX graph, in float32 or in int8: grey pixels in, calibrated probabilities out.
+
+Written node by node, nothing is traced. In int8 a layer reads bytes and writes bytes (``QLinearConv`` of the standard).
+What a ReLU yields is never negative, so a byte stands for scale x byte, and the byte's lower end is the ReLU. Weights
+are symmetric about zero, with a scale for each output channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vgg16_xray.bundle.format import EMBEDDING, FEATURE_MAP, LOGITS, PROBABILITIES
+from vgg16_xray.errors import UserError
+from vgg16_xray.learn.onnx_graph import IR_VERSION, STRETCH, as_model, normalising_nodes
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vgg16_xray.learn.vgg16 import VGG16
+
+#: ``Resize`` can antialias since this version (onnxruntime 1.14, February 2023).
+OPSET = 18
+#: Weights are -63..63. Without VNNI a product of an unsigned and a signed byte is summed in pairs into 16 bits, where
+#: two products of eight bits each do not fit, and what does not fit is cut off.
+LARGEST_WEIGHT = 63
+#: Shares of a channel's largest weight at which its range may end; the one with the least error is taken.
+CLIPS = np.linspace(1.0, 0.6, 17)
+#: Number, in ``features``, of the ReLU that yields the feature map.
+LAST_RELU = 29
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What films make of a ReLU's output."""
+
+    #: The value that the largest byte stands for.
+    largest: float
+    #: (C,) mean of each channel.
+    mean: np.ndarray
+    #: (C,) mean square of each channel.
+    square: np.ndarray
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a network is computed in bytes."""
+
+    #: By the number of the ReLU in ``features``.
+    reached: Mapping[int, Reached]
+    #: Convolutions that stay float32, by their number; the first is always one: on pixels a byte is coarsest.
+    in_float: frozenset[int] = frozenset({0})
+
+
+def network_graph(
+    model: VGG16,
+    *,
+    preprocessing: str,
+    size: int,
+    temperature: float,
+    int8: Int8 | None = None,
+    show: tuple[int, ...] = (),
+) -> onnx.ModelProto:
+    """Write a trained network.
+
+    Args:
+        model: The network.
+        preprocessing: A name of :data:`vgg16_xray.config.PREPROCESSING`.
+        size: Side of the square that films are stretched to, pixels.
+        temperature: The logits are divided by it before the softmax.
+        int8: How it is computed in bytes; None: in float32.
+        show: Numbers of ReLUs in ``features`` whose output the graph gives too, as ``relu<number>``.
+
+    Returns:
+        ``pixels`` (B, H, W) uint8 -> :data:`vgg16_xray.bundle.format.OUTPUTS`.
+    """
+    nodes, tensors = normalising_nodes(preprocessing, stretch_to=size)
+    graph = _Graph(nodes, tensors, {})
+    last_map = _write_base(graph, model, int8)
+    classes = _write_head(graph, model, last_map)
+    graph.node("Div", [LOGITS, graph.tensor("temperature", temperature)], "calibrated")
+    graph.node("Softmax", ["calibrated"], PROBABILITIES, axis=1)
+    side = size // 16
+    shapes: dict[str, list[Any]] = {
+        PROBABILITIES: ["films", classes],
+        LOGITS: ["films", classes],
+        EMBEDDING: ["films", 1024],
+        FEATURE_MAP: ["films", 512, side, side],
+    }
+    for number in show:
+        shapes[graph.node("Identity", [f"features.{number}"], f"relu{number}")] = ["films", None, None, None]
+    return as_model(nodes, tensors, pixels=np.uint8, size=None, outputs=shapes, opset=OPSET)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The graph so far. A node has the name of its output."""
+
+    nodes: list[onnx.NodeProto]
+    tensors: dict[str, np.ndarray]
+    #: Name of a tensor of bytes -> name of its scale.
+    scales: dict[str, str]
+
+    def node(self, kind: str, given: list[str], out: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, given, [out], name=out, **attributes))
+        return out
+
+    def tensor(self, name: str, values: Any, dtype: Any = np.float32) -> str:
+        self.tensors[name] = np.asarray(values).astype(dtype)
+        return name
+
+    def as_bytes(self, x: str, largest: float) -> str:
+        """Bytes of a tensor whose values are from 0 to `largest`."""
+        if x in self.scales:
+            return x
+        given = [x, self.tensor(f"{x}.scale", largest / 255), self.tensor("zero", 0, np.uint8)]
+        self.scales[f"{x}.bytes"] = given[1]
+        return self.node("QuantizeLinear", given, f"{x}.bytes")
+
+    def as_values(self, x: str) -> str:
+        """Float32 values of a tensor that may be one of bytes."""
+        return self.node("DequantizeLinear", [x, self.scales[x], "zero"], f"{x}.values") if x in self.scales else x
+
+
+def _write_base(graph: _Graph, model: VGG16, int8: Int8 | None) -> str:
+    """Convolutions, ReLUs and pools; returns the name of the last map, float32."""
+    from torch import nn
+
+    x, relu = graph.nodes[-1].output[0], -1
+    for name, layer in model.features.named_children():
+        number, y = int(name), f"features.{name}"
+        if isinstance(layer, nn.Conv2d):
+            weight, bias = (part.detach().cpu().float().numpy() for part in (layer.weight, layer.bias))  # type: ignore[union-attr]
+            if int8 and number not in int8.in_float:
+                given, yields = int8.reached[relu], int8.reached[number + 1]
+                x = graph.as_bytes(x, given.largest)
+                x = _write_convolution_of_bytes(graph, x, y, weight=weight, bias=bias, given=given, yields=yields)
+            else:
+                parts = [graph.tensor(f"{y}.weight", weight), graph.tensor(f"{y}.bias", bias)]
+                x = graph.node("Conv", [graph.as_values(x), *parts], y, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        elif isinstance(layer, nn.ReLU):
+            relu = number
+            x = x if x in graph.scales else graph.node("Relu", [x], y)
+            if number == LAST_RELU:
+                x = graph.node("Identity", [graph.as_values(x)], FEATURE_MAP)
+        else:
+            scale = graph.scales.get(x)
+            x = graph.node("MaxPool", [x], y, kernel_shape=[2, 2], strides=[2, 2])
+            if scale:
+                graph.scales[y] = scale
+    return x
+
+
+def _write_convolution_of_bytes(
+    graph: _Graph, x: str, y: str, *, weight: np.ndarray, bias: np.ndarray, given: Reached, yields: Reached
+) -> str:
+    """A convolution and the ReLU behind it, its weights as bytes."""
+    quantised, scale = weights_as_bytes(weight, given.square)
+    # Rounding moved the weights; on the films' mean activations that adds a constant, which the bias takes off again.
+    moved = (quantised * scale[:, None, None, None] - weight).sum(axis=(2, 3)) @ given.mean
+    step = scale * float(graph.tensors[graph.scales[x]])
+    graph.scales[y] = graph.tensor(f"{y}.scale", yields.largest / 255)
+    given_tensors = [
+        *(x, graph.scales[x], "zero"),
+        graph.tensor(f"{y}.weight", quantised, np.int8),
+        graph.tensor(f"{y}.weight.scale", scale),
+        graph.tensor("zero_weight", 0, np.int8),
+        *(graph.scales[y], "zero"),
+        graph.tensor(f"{y}.bias", np.rint((bias - moved) / step), np.int32),
+    ]
+    return graph.node("QLinearConv", given_tensors, y, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+
+
+def weights_as_bytes(weight: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round a convolution's weights to -63..63, each output channel with the range that errs least on films.
+
+    Args:
+        weight: (M, C, h, w) float32.
+        square: (C,) mean square of each input channel: an error in a weight counts by what it is multiplied with.
+
+    Returns:
+        (M, C, h, w) whole numbers, and (M,) float32 scales: weight is about number x scale.
+    """
+    largest = np.abs(weight).max(axis=(1, 2, 3)).clip(1e-12)
+    best = np.full(len(weight), np.inf)
+    quantised, scale = np.zeros_like(weight), largest / LARGEST_WEIGHT
+    for clip in CLIPS:
+        steps = (largest * clip / LARGEST_WEIGHT).astype(np.float32)
+        rounded = np.rint(weight / steps[:, None, None, None]).clip(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+        error = np.einsum("mchw,c->m", (rounded * steps[:, None, None, None] - weight) ** 2, square)
+        better = error < best
+        best[better], scale[better], quantised[better] = error[better], steps[better], rounded[better]
+    return quantised, scale
+
+
+def _write_head(graph: _Graph, model: VGG16, last_map: str) -> int:
+    """Embedding and logits; returns the number of classes."""
+    from torch import nn
+
+    from vgg16_xray.learn.heads import AverageAndMaximum, Dropout, Standardise
+
+    graph.node("GlobalAveragePool", [last_map], "averages")
+    graph.node("GlobalMaxPool", [last_map], "maxima")
+    graph.node("Concat", ["averages", "maxima"], "pooled", axis=1)
+    graph.node("Flatten", ["pooled"], EMBEDDING, axis=1)
+    layers = list(model.classifier.named_children())
+    pools = isinstance(layers[0][1], AverageAndMaximum)
+    x = EMBEDDING if pools else graph.node("Flatten", [last_map], "flat", axis=1)
+    for number, layer in layers:
+        y = LOGITS if number == layers[-1][0] else f"classifier.{number}"
+        if isinstance(layer, nn.Linear):
+            weight, bias = (part.detach().cpu().float().numpy() for part in layer.parameters())
+            parts = [graph.tensor(f"{y}.weight", weight), graph.tensor(f"{y}.bias", bias)]
+            x = graph.node("Gemm", [x, *parts], y, transB=1)
+        elif isinstance(layer, Standardise):
+            centred = graph.node("Sub", [x, graph.tensor(f"{y}.mean", layer.mean.cpu().numpy())], f"{y}.centred")
+            x = graph.node("Div", [centred, graph.tensor(f"{y}.deviation", layer.deviation.cpu().numpy())], y)
+        elif isinstance(layer, nn.ReLU):
+            x = graph.node("Relu", [x], y)
+        elif not isinstance(layer, (AverageAndMaximum, Dropout, nn.Flatten)):
+            raise UserError(f"head: must be of known layers, found {type(layer).__name__}")
+    return int(layers[-1][1].out_features)  # type: ignore[arg-type]
+
+
+def cam_weights(model: VGG16, size: int) -> np.ndarray | None:
+    """Grad-CAM's weight of each channel of the feature map for each class's logit.
+
+    Grad-CAM (Selvaraju et al. 2017, equation 1) weights a channel by the mean over its h x w positions of the logit's
+    derivative. Between the map and a logit stand a maximum pool, which passes each derivative on to one position, and a
+    head that is linear: the sum of the derivatives, and so their mean, is the same for every film.
+
+    Returns:
+        (K, 512) float64, or None for a head with hidden layers, whose derivatives differ by film.
+    """
+    from torch import nn
+
+    from vgg16_xray.learn.heads import AverageAndMaximum, Standardise
+
+    layers = list(model.classifier.children())
+    dense = [layer.weight.detach().cpu().double().numpy() for layer in layers if isinstance(layer, nn.Linear)]
+    if len(dense) > 1:
+        return None
+    weight, positions = dense[0], (size // 16) ** 2
+    if isinstance(layers[0], AverageAndMaximum):
+        (standardise,) = (layer for layer in layers if isinstance(layer, Standardise))
+        weight = weight / standardise.deviation.cpu().double().numpy()
+        # Averages and maxima: each a sum of derivatives of one, over all positions or at the largest.
+        summed = weight[:, :512] + weight[:, 512:]
+    else:
+        summed = weight.reshape(len(weight), 512, -1).sum(axis=2)
+    return np.asarray(summed / positions)
+
+
+def square_graph() -> onnx.ModelProto:
+    """The graphs' stretching alone: ``film`` (H, W) uint8 and ``side`` (2,) int64 -> ``square`` (side, side) uint8.
+
+    ``bundle/square.onnx`` in the package is this, so that films of different sizes can share a batch.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Resize", ["film", "", "", "side"], ["square"], name="stretch", **STRETCH, axes=[0, 1])
+    graph = helper.make_graph(
+        [node],
+        "square",
+        [
+            helper.make_tensor_value_info("film", TensorProto.UINT8, ["height", "width"]),
+            helper.make_tensor_value_info("side", TensorProto.INT64, [2]),
+        ],
+        [helper.make_tensor_value_info("square", TensorProto.UINT8, [None, None])],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="vgg16_xray", ir_version=IR_VERSION
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
