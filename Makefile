@@ -6,7 +6,7 @@ KERAS ?= .venv-keras
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt
 
-.PHONY: demo test quick lint format drawings bench clean
+.PHONY: demo test quick lint format drawings bench page clean
 
 # The whole pipeline on drawn radiographs; ends with the accuracy and where the report lies.
 demo: $(VENV)/.train
@@ -38,6 +38,10 @@ drawings: $(VENV)/.train
 # Some parts: make bench PART="accuracy finetune".
 bench: $(VENV)/.dev $(KERAS)/.keras
 	$(BIN)/python benchmarks/bench.py $(PART) --keras $(KERAS)/bin/python
+
+# The web page, from web/ into the package: only who changes it needs node and npm.
+page:
+	cd web && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 
 clean:
 	rm -rf $(VENV) $(KERAS) demo

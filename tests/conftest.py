@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vgg16_xray.bundle.export import export
 from vgg16_xray.config import load_recipe
 from vgg16_xray.films.phantom import write_dataset
 from vgg16_xray.rundir import CACHE_VARIABLE, CacheDir, RunDir
@@ -115,3 +116,12 @@ def snapshot() -> Callable[[Path], dict[str, tuple[int, bytes]]]:
         }
 
     return of
+
+
+@pytest.fixture(scope="session")
+def bundle(small_run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle, to be read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vgg16_xray.bundle.export.CALIBRATION_FILMS", 4)
+        run = RunDir(Path(shutil.copytree(small_run.path, tmp_path_factory.mktemp("exported") / "run")))
+        return export(run, run.path.parent / "bundle").bundle.path

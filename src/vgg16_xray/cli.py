@@ -442,6 +442,78 @@ def predict(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
+@app.command()
+def serve(
+    *,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="A bundle; by default the one in the package.", show_default=False)
+    ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="auto, int8 or float32.")] = "auto",
+    host: Annotated[str, typer.Option("--host", help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that share the port.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", help="Films that go through the network together at most.")] = 16,
+    queue: Annotated[int, typer.Option("--queue", help="Requests in the house at most; the next gets 503.")] = 256,
+    max_mb: Annotated[float, typer.Option("--max-mb", help="A request's body at most, MB.")] = 64.0,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", help="A film's pixels at most.")] = 30_000_000,
+    max_films: Annotated[int, typer.Option("--max-films", help="Films in a request at most.")] = 64,
+    seconds: Annotated[float, typer.Option("--seconds", help="For a body to arrive, and for its answer.")] = 30.0,
+    grace: Annotated[float, typer.Option("--grace", help="Seconds to finish what was accepted, after SIGTERM.")] = 60.0,
+    cors: Annotated[
+        list[str] | None, typer.Option("--cors", metavar="ORIGIN", help="Pages that may call it. Repeatable.")
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Whether the page is served at /.")] = True,
+) -> None:
+    """The model over HTTP, and the page that runs it in a browser.
+
+    Where VGG16_XRAY_TOKEN is set, clients must send it as their bearer token.
+
+    Example: vgg16-xray serve --model bundle --port 8000
+    """
+    require("serve", purpose="vgg16-xray serve")
+    from vgg16_xray.serve.run import serve as serve_until_told
+    from vgg16_xray.serve.settings import Settings, token_of_environment
+
+    typer.echo(RESEARCH_USE_ONLY, err=True)
+    serve_until_told(
+        Settings(
+            model=model,
+            precision=precision,
+            host=host,
+            port=port,
+            workers=workers,
+            batch=batch,
+            queue=queue,
+            max_mb=max_mb,
+            max_pixels=max_pixels,
+            max_films=max_films,
+            seconds=seconds,
+            grace=grace,
+            origins=tuple(cors or ()),
+            page=page,
+            token=token_of_environment(),
+        )
+    )
+
+
+@app.command()
+def page(
+    to: Annotated[Path, typer.Option("--to", help="Folder to write.", show_default=False)],
+    model: Annotated[
+        Path | None, typer.Option("--model", help="A bundle; by default the one in the package.", show_default=False)
+    ] = None,
+) -> None:
+    """The page with its model as static files: it runs wholly in the reader's browser, no film leaves the computer.
+
+    Example: vgg16-xray page --to site && python -m http.server --directory site
+    """
+    from vgg16_xray.bundle.format import BundleDir
+    from vgg16_xray.serve.page import write_page
+
+    written = write_page(to, BundleDir(model) if model is not None else BundleDir.packaged())
+    typer.echo(f"page: {written}, to be served by any web server: python -m http.server --directory {to}")
+
+
 class _WithoutName(TyperGroup):
     """A group whose first command may go without its name: ``audit DATA`` is ``audit all DATA``."""
 

@@ -25,6 +25,7 @@ MODULES = {
     "keras": ("h5py",),
     "kaggle": ("kagglehub",),
     "dicom": ("pylibjpeg",),
+    "serve": ("fastapi", "uvicorn", "httptools", "uvloop", "python_multipart", "prometheus_client"),
 }
 
 

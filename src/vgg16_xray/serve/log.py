@@ -1,0 +1,44 @@
+"""Logs as JSON lines: what happened and how long it took, never a pixel, a file name or a path that a client wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from typing import Any
+
+LOGGER = "vgg16_xray.serve"
+
+
+def log(event: str, *, level: int = logging.INFO, exc_info: bool = False, **facts: Any) -> None:
+    """One event. What is passed must not name a patient."""
+    logging.getLogger(LOGGER).log(level, event, exc_info=exc_info, extra={"facts": facts})
+
+
+class JsonLines(logging.Formatter):
+    """A line a record. Of an error its kind and place are told: its message may hold what a client sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One JSON object."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        line: dict[str, Any] = {"time": moment, "level": record.levelname.lower(), "event": record.getMessage()}
+        line |= getattr(record, "facts", {})
+        if record.exc_info and record.exc_info[0]:
+            line["error"] = record.exc_info[0].__name__
+            line["at"] = [f"{step.filename}:{step.lineno}" for step in traceback.extract_tb(record.exc_info[2])[-4:]]
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure() -> None:
+    """Send this server's and uvicorn's records to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in (LOGGER, "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if name == LOGGER else logging.WARNING)
+    # It would log addresses with what clients wrote into them.
+    logging.getLogger("uvicorn.access").handlers = [logging.NullHandler()]
+    logging.getLogger("uvicorn.access").propagate = False

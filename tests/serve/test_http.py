@@ -1,0 +1,351 @@
+"""The doors of a real server: answers, limits, refusals, what is counted and what is never logged."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from PIL import Image
+from serving import Running, running
+from tritonclient.utils import InferenceServerException
+
+from vgg16_xray import RESEARCH_USE_ONLY
+from vgg16_xray.films.decode import decode
+from vgg16_xray.films.phantom import CLASSES, draw
+
+BOUNDARY = "limit-of-a-part"
+
+
+def form(*files: tuple[str, bytes], field: str = "films") -> bytes:
+    """A multipart form with files."""
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode()
+        + data
+        + b"\r\n"
+        for name, data in files
+    ]
+    return b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()])
+
+
+def ask(address: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers in lower case, body."""
+    given = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"} if body is not None else {}
+    request = Request(
+        address, data=body, headers=given | {name.replace("_", "-"): value for name, value in headers.items()}
+    )
+    try:
+        with urlopen(request, timeout=60) as answer:
+            return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
+    except HTTPError as error:
+        return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+
+
+def predict(server: Running, *files: tuple[str, bytes], query: str = "") -> dict[str, Any]:
+    status, _, body = ask(f"{server.address}/v1/predict{query}", form(*files))
+    assert status == 200, body
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 50,000 x 50,000 pixels in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_films_are_answered_in_their_order_and_a_broken_one_is_a_row(server: Running, film: Path) -> None:
+    found = predict(server, ("a.png", film.read_bytes()), ("b.png", b"no film"), ("c.png", film.read_bytes()))
+    assert found["research_use_only"] == RESEARCH_USE_ONLY
+    rows = found["predictions"]
+    assert [row["path"] for row in rows] == ["a.png", "b.png", "c.png"]
+    assert rows[1]["answer"] == "error"
+    assert rows[1]["reason"].startswith("must be PNG, JPEG")
+    assert rows[0]["prediction"] in found["labels"]
+    assert sum(rows[0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert rows[0]["probabilities"] == pytest.approx(rows[2]["probabilities"], abs=1e-5)
+
+
+def test_explain_adds_the_heat_map(server: Running, film: Path) -> None:
+    (row,) = predict(server, ("a.png", film.read_bytes()), query="?explain=true")["predictions"]
+    heat = np.array(row["heat"])
+    assert heat.shape == (14, 14)
+    assert heat.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        (b"", 422, "found an empty file"),
+        (b"just text", 422, "must be PNG, JPEG, TIFF, BMP, WebP or DICOM, found text"),
+        (png(draw("Normal", size=256).pixels)[:9000], 422, "damaged image"),
+        (png(np.zeros((64, 64), np.uint8)), 422, "must show something"),
+        (png(np.eye(8, dtype=np.uint8)), 422, "at least 32 pixels"),
+        (bomb(), 422, "must have at most 30,000,000 pixels"),
+        (b"\0" * 128 + b"DICM" + b"\x02\x00\x10\x00UI", 422, "DICOM"),
+        (b"\0" * 70_000_000, 413, "must have at most 64,000,000 bytes"),
+    ],
+    ids=["empty", "text", "truncated", "black", "tiny", "bomb", "dicom", "large"],
+)
+def test_a_bad_file_gets_one_reason(server: Running, content: bytes, status: int, said: str) -> None:
+    found, _, body = ask(f"{server.address}/v1/predict", form(("film.png", content)))
+    assert (found, "\n" in json.loads(body)["error"]) == (status, False)
+    assert said in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "said"),
+    [
+        (form(("a.png", b"x"), field="file"), {}, 400, "field 'films', found 'file'"),
+        (form(), {}, 400, "found none"),
+        (b"{}", {"Content_Type": "application/json"}, 415, "must be multipart/form-data"),
+        (b"no form", {}, 400, "form:"),
+        (b"x", {"Content_Type": "multipart/form-data"}, 400, "form:"),
+        (form(*[("a.png", b"x")] * 65), {}, 413, "Too many files"),
+    ],
+    ids=["field", "none", "json", "no form", "no boundary", "many"],
+)
+def test_a_bad_form_gets_one_reason(
+    server: Running, body: bytes, headers: dict[str, str], status: int, said: str
+) -> None:
+    found, _, answer = ask(f"{server.address}/v1/predict", body, **headers)
+    assert found == status
+    assert said in json.loads(answer)["error"]
+
+
+def test_a_body_without_a_length_is_bounded_too(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+        head += "Transfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        chunk = b"100000\r\n" + b"\0" * 0x100000 + b"\r\n"
+        try:
+            for _ in range(62):
+                connection.sendall(chunk)
+        except OSError:
+            pass
+        assert connection.recv(64).startswith(b"HTTP/1.1 413")
+
+
+def test_every_answer_has_an_id_and_the_security_headers(server: Running) -> None:
+    for path in ("/", "/v2/health/live", "/nothing"):
+        _, headers, _ = ask(server.address + path)
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert len(headers["x-request-id"]) == 32
+        assert "access-control-allow-origin" not in headers
+    chosen = "0123456789abcdef0123456789abcdef"
+    assert ask(f"{server.address}/v2", X_Request_ID=chosen)[1]["x-request-id"] == chosen
+    assert ask(f"{server.address}/v2", X_Request_ID="Smith, John")[1]["x-request-id"] != "Smith, John"
+
+
+def test_no_file_name_and_no_made_up_path_is_logged(server: Running, film: Path) -> None:
+    predict(server, (film.name, film.read_bytes()))
+    ask(f"{server.address}/v1/predict", form((film.name, b"text")))
+    ask(f"{server.address}/{film.name}")
+    assert "Smith" not in "".join(server.lines)
+    assert {row["door"] for row in server.events("request")} >= {"/v1/predict", "none"}
+
+
+def test_metrics_count_requests_films_and_batches(server: Running, film: Path) -> None:
+    predict(server, ("a.png", film.read_bytes()), ("b.png", b"text"))
+    _, headers, body = ask(f"{server.address}/metrics")
+    assert headers["content-type"].startswith("text/plain; version=0.0.4")
+    for name in (
+        'vgg16_xray_requests_total{door="/v1/predict",status="200"}',
+        'vgg16_xray_films_total{answer="error"}',
+        'vgg16_xray_films_total{answer="abstained"}',
+        'vgg16_xray_films_total{answer="refused"}',
+        'vgg16_xray_request_seconds_bucket{door="/v1/predict",le="0.1"}',
+        "vgg16_xray_queue_films",
+        "vgg16_xray_turned_away_total",
+    ):
+        assert name in body.decode()
+
+
+def test_the_documentation_asks_no_other_host(server: Running) -> None:
+    status, _, page = ask(f"{server.address}/docs")
+    assert status == 200
+    assert b"http" not in page.replace(b"http-equiv", b"")
+    paths = json.loads(ask(f"{server.address}/openapi.json")[2])["paths"]
+    assert {"/v1/predict", "/v2/models/{name}/infer", "/metrics"} <= set(paths)
+
+
+# -- the Open Inference Protocol, by the client that others use
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritonclient_gets_the_answers_of_the_other_door(server: Running, *, binary: bool) -> None:
+    client = triton.InferenceServerClient(f"127.0.0.1:{server.port}")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("vgg16-xray")
+    assert client.get_model_metadata("vgg16-xray")["inputs"][0]["name"] == "pixels"
+    films = [draw(label, seed=9, patient=i, size=200).pixels for i, label in enumerate(CLASSES)]
+    pixels = triton.InferInput("pixels", [4, 200, 200], "UINT8").set_data_from_numpy(
+        np.stack(films), binary_data=binary
+    )
+    wanted = [
+        triton.InferRequestedOutput(name, binary_data=binary) for name in ("probabilities", "prediction", "answer")
+    ]
+    for asked, compression in ((wanted, None), (None, "gzip")):
+        found = client.infer("vgg16-xray", [pixels], outputs=asked, request_compression_algorithm=compression)
+        rows = predict(server, *((f"{i}.png", png(film)) for i, film in enumerate(films)))["predictions"]
+        expected = [list(row["probabilities"].values()) for row in rows]
+        assert found.as_numpy("probabilities") == pytest.approx(np.array(expected), abs=1e-4)
+        texts = [one.decode() if isinstance(one, bytes) else one for one in found.as_numpy("prediction")]
+        assert texts == [row["prediction"] for row in rows]
+        assert found.as_numpy("answer").shape == (4,)
+        if asked is None:
+            assert found.as_numpy("feature_map").shape == (4, 512, 14, 14)
+
+
+def test_tritonclient_is_told_what_is_wrong(server: Running) -> None:
+    client = triton.InferenceServerClient(f"127.0.0.1:{server.port}")
+    two = triton.InferInput("pixels", [40, 40], "UINT8").set_data_from_numpy(np.zeros((40, 40), np.uint8))
+    with pytest.raises(InferenceServerException, match=r"shape \[films, height, width\]"):
+        client.infer("vgg16-xray", [two])
+    with pytest.raises(InferenceServerException, match="model: must be 'vgg16-xray'"):
+        client.infer("other", [two])
+    large = triton.InferInput("pixels", [65, 32, 32], "UINT8").set_data_from_numpy(np.zeros((65, 32, 32), np.uint8))
+    with pytest.raises(InferenceServerException, match="at most 64 films"):
+        client.infer("vgg16-xray", [large])
+
+
+def test_compression_is_no_way_around_the_limit(server: Running) -> None:
+    status, _, body = ask(
+        f"{server.address}/v2/models/vgg16-xray/infer", zlib.compress(bytes(80_000_000)), Content_Encoding="deflate"
+    )
+    assert (status, b"when inflated" in body) == (413, True)
+
+
+# -- servers that are started otherwise
+
+
+def test_with_a_token_only_who_knows_it_is_answered(bundle: Path, film: Path) -> None:
+    token = "correct horse battery staple"
+    with running(bundle, token=token) as server:
+        address, body = f"{server.address}/v1/predict", form(("a.png", film.read_bytes()))
+        for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": token}):
+            status, headers, _ = ask(address, body, **wrong)
+            assert (status, headers["www-authenticate"]) == (401, "Bearer")
+        assert ask(f"{server.address}/metrics")[0] == 401
+        assert ask(address, body, Authorization=f"Bearer {token}")[0] == 200
+        assert ask(f"{server.address}/v2/health/ready")[0] == 200
+        assert ask(server.address)[0] == 200
+        assert token not in "".join(server.lines)
+
+
+def test_other_origins_are_let_in_only_where_they_are_named(bundle: Path) -> None:
+    with running(bundle, "--cors", "https://viewer.example", "--no-page") as server:
+        asked = {"Origin": "https://viewer.example"}
+        assert ask(f"{server.address}/v2", **asked)[1]["access-control-allow-origin"] == "https://viewer.example"
+        assert "access-control-allow-origin" not in ask(f"{server.address}/v2", Origin="https://other.example")[1]
+        assert ask(server.address)[0] == 404
+
+
+def test_a_full_house_says_when_to_come_back(bundle: Path, film: Path) -> None:
+    with running(bundle, "--queue", "1", "--seconds", "20") as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as slow:
+            slow.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+            time.sleep(0.5)
+            status, headers, body = ask(f"{server.address}/v1/predict", form(("a.png", film.read_bytes())))
+            assert (status, int(headers["retry-after"]) >= 1) == (503, True)
+            assert b"full" in body
+        assert b"vgg16_xray_turned_away_total 1.0" in ask(f"{server.address}/metrics")[2]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(bundle: Path) -> None:
+    with (
+        running(bundle, "--seconds", "1") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow,
+    ):
+        slow.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert slow.recv(64).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_finishes_what_was_accepted(bundle: Path, film: Path, workers: str) -> None:
+    with running(bundle, "--workers", workers, "--batch", "2") as server:
+        answers: list[int] = []
+        body = form(*[("a.png", film.read_bytes())] * 8)
+
+        def client() -> None:
+            answers.append(ask(f"{server.address}/v1/predict", body)[0])
+
+        clients = [threading.Thread(target=client) for _ in range(6)]
+        for one in clients:
+            one.start()
+        time.sleep(0.4)
+        server.process.send_signal(signal.SIGTERM)
+        for one in clients:
+            one.join()
+        assert answers == [200] * 6
+        assert server.process.wait(60) == 0
+
+
+def test_several_processes_count_together(bundle: Path, film: Path) -> None:
+    with running(bundle, "--workers", "2") as server:
+        while len(server.events("serving")) < 2:
+            time.sleep(0.1)
+        for _ in range(12):
+            predict(server, ("a.png", film.read_bytes()))
+        counted = ask(f"{server.address}/metrics")[2].decode()
+        assert 'vgg16_xray_requests_total{door="/v1/predict",status="200"} 12.0' in counted
+
+
+def test_a_taken_port_and_a_missing_bundle_are_one_line(server: Running, bundle: Path, tmp_path: Path) -> None:
+    for arguments in (["--port", str(server.port), "--model", str(bundle)], ["--port", "0", "--model", str(tmp_path)]):
+        command = [sys.executable, "-m", "vgg16_xray", "serve", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert done.stderr.strip().splitlines()[-1].startswith("vgg16-xray: ")
+
+
+def test_serving_loads_no_torch() -> None:
+    code = "import sys, vgg16_xray.serve.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_same_pixels_by_file_and_by_array_are_the_same_answer(server: Running, film: Path) -> None:
+    pixels = decode(film)
+    (row,) = predict(server, ("a.png", film.read_bytes()))["predictions"]
+    data = {
+        "inputs": [
+            {"name": "pixels", "datatype": "UINT8", "shape": [1, *pixels.shape], "data": pixels.ravel().tolist()}
+        ]
+    }
+    _, _, body = ask(f"{server.address}/v2/models/vgg16-xray/infer", json.dumps(data).encode())
+    outputs = {one["name"]: one["data"] for one in json.loads(body)["outputs"]}
+    assert outputs["probabilities"] == pytest.approx(list(row["probabilities"].values()), abs=1e-5)
+    assert (outputs["answer"], outputs["reason"]) == ([row["answer"]], [row["reason"]])
