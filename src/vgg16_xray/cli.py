@@ -399,6 +399,9 @@ def predict(
     precision: Annotated[
         str, typer.Option("--precision", help="Of a bundle: int8, float32, or auto, which is int8 where there is one.")
     ] = "auto",
+    explain: Annotated[
+        Path | None, typer.Option("--explain", metavar="DIR", help="Draw where on each film the answer comes from.")
+    ] = None,
     engine: EngineName = "auto",
 ) -> None:
     """Predict films, a row a film, in the order in which they were named.
@@ -406,7 +409,7 @@ def predict(
     Example: vgg16-xray predict film.png folder --format csv --out answers.csv
     """
     from vgg16_xray.files import write_text
-    from vgg16_xray.predict import FORMATS, as_csv, as_json, as_jsonl, films_in, open_model
+    from vgg16_xray.predict import FORMATS, as_csv, as_json, as_jsonl, draw_answer, films_in, open_model
     from vgg16_xray.report.terminal import predictions_as_text
 
     if format_ not in FORMATS:
@@ -417,10 +420,15 @@ def predict(
     for given in images:
         films += [sys.stdin.buffer.read()] if str(given) == "-" else films_in([given])
     answering = open_model(model, engine=engine, precision=precision)
+    if explain is not None and not answering.explains:
+        raise UserError("--explain: must have a bundle whose head is linear, found a model without heat maps")
     for note in getattr(answering, "notes", []):
         typer.echo(f"note: {note}", err=True)
-    started = time.monotonic()
-    answers = list(answering.stream(films, quiet=False))
+    started, answers = time.monotonic(), []
+    for number, answer in enumerate(answering.stream(films, explain=explain is not None, quiet=False)):
+        answers.append(answer)
+        if explain is not None and answer.heat is not None:
+            draw_answer(films[number], answer, explain / f"{number + 1:04d}-{Path(answer.path).stem}.png")
     took = time.monotonic() - started
     if format_ == "table":
         text = predictions_as_text(answers, labels=answering.labels, colours=out is None)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from vgg16_xray import RESEARCH_USE_ONLY
-from vgg16_xray.bundle.classify import Classifier, Prediction, in_order, shown
+from vgg16_xray.bundle.classify import Classifier, Prediction, decode_image, in_order, shown
 from vgg16_xray.bundle.format import BundleDir
 from vgg16_xray.errors import UserError
 from vgg16_xray.extras import require
+from vgg16_xray.files import whole_file
 from vgg16_xray.films.dataset import IGNORED, MASK_FOLDERS, may_be_film
-from vgg16_xray.films.decode import SUFFIXES, decode, to_square
+from vgg16_xray.films.decode import SUFFIXES, to_square
 from vgg16_xray.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Answering(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes in the order of the probabilities."""
+
+    @property
+    def explains(self) -> bool:
+        """Whether there are heat maps."""
 
     def stream(self, images: Sequence[Image], *, explain: bool = False, quiet: bool = True) -> Iterator[Prediction]:
         """Answers in the order of the images, each as soon as it is there."""
@@ -121,6 +126,11 @@ class Predictor:
         """The classes in the order of the probabilities."""
         return self.config.labels
 
+    @property
+    def explains(self) -> bool:
+        """A run has no heat maps; the bundle that is exported from it has."""
+        return False
+
     def probabilities(self, films: Sequence[np.ndarray]) -> np.ndarray:
         """Class probabilities of decoded films, the same way as in training.
 
@@ -150,8 +160,7 @@ class Predictor:
         """Answer for images, in their order; one that cannot be read is an answer too. There is no heat map."""
 
         def prepare(image: Image) -> np.ndarray:
-            film = image if isinstance(image, np.ndarray) else decode(Path(image) if isinstance(image, str) else image)
-            return to_square(film, self.config.size)
+            return to_square(decode_image(image), self.config.size)
 
         def answer(names: Sequence[str], films: Sequence[np.ndarray]) -> list[Prediction]:
             rows = self.probabilities(films)
@@ -171,6 +180,20 @@ class Predictor:
             confidence=round(float(probabilities[best]), 6),
             probabilities={label: round(float(p), 6) for label, p in zip(self.labels, probabilities, strict=True)},
         )
+
+
+def draw_answer(image: Image, answer: Prediction, to: Path) -> None:
+    """Draw where on a film its answer comes from, as a PNG, whole or not at all.
+
+    Args:
+        image: The film.
+        answer: Its answer, with its heat.
+        to: File to write.
+    """
+    from vgg16_xray.bundle.explain import draw
+
+    with whole_file(to) as temporary:
+        draw(decode_image(image), answer).save(temporary, "PNG")
 
 
 def _asks_for(config: ModelConfig) -> tuple[object, ...]:

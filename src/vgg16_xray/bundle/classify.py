@@ -172,7 +172,7 @@ class Classifier:
     def stream(self, images: Sequence[Image], *, explain: bool = False, quiet: bool = True) -> Iterator[Prediction]:
         """The same, each answer as soon as it is there; `quiet` says that no progress is shown."""
         return in_order(
-            images, self._prepare, lambda names, films: self.answer(names, films, explain=explain), quiet=quiet
+            images, decode_image, lambda names, films: self.answer(names, films, explain=explain), quiet=quiet
         )
 
     def answer(self, names: Sequence[str], films: Sequence[np.ndarray], *, explain: bool = False) -> list[Prediction]:
@@ -214,12 +214,6 @@ class Classifier:
             set=may_be,
             heat=grad_cam(self._cam_weights[best], outputs.feature_map) if wanted else None,  # type: ignore[index]
         )
-
-    def _prepare(self, image: Image) -> np.ndarray:
-        film = image if isinstance(image, np.ndarray) else decode(Path(image) if isinstance(image, str) else image)
-        if film.ndim != 2 or film.dtype != np.uint8:
-            raise UnreadableFilm(f"array: must be (H, W) uint8, found {film.shape} {film.dtype}")
-        return film
 
     def replay(self, golden: Sequence[Golden]) -> float:
         """Answer for golden films, and compare; returns the largest difference of a probability.
@@ -337,6 +331,19 @@ def in_order(
             for i, result in zip(rows, results, strict=True):
                 yield _unreadable(names[i], result) if isinstance(result, UnreadableFilm) else next(answers)
             bar.advance(len(rows))
+
+
+def decode_image(image: Image) -> np.ndarray:
+    """(H, W) uint8 of a file, the bytes of one, or pixels.
+
+    Raises:
+        UnreadableFilm: It is no film.
+    """
+    if not isinstance(image, np.ndarray):
+        return decode(Path(image) if isinstance(image, str) else image)
+    if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
+        raise UnreadableFilm(f"array: must be (H, W) uint8, found {image.shape} {image.dtype}")
+    return image
 
 
 def name_of(image: Image, number: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,12 @@ OPSET = 18
 #: Weights are -63..63. Without VNNI a product of an unsigned and a signed byte is summed in pairs into 16 bits, where
 #: two products of eight bits each do not fit, and what does not fit is cut off.
 LARGEST_WEIGHT = 63
-#: Shares of a channel's largest weight at which its range may end; the one with the least error is taken.
-CLIPS = np.linspace(1.0, 0.6, 17)
+#: A byte reaches so much further than any film did that was measured. What is cut off costs more than a coarser step:
+#: the head reads maxima.
+ROOM = 1.1
+#: TensorProto.FLOAT.
+FLOAT = 1
+THREE_BY_THREE: Mapping[str, Any] = MappingProxyType({"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})
 #: Number, in ``features``, of the ReLU that yields the feature map.
 LAST_RELU = 29
 
@@ -37,23 +42,27 @@ LAST_RELU = 29
 class Reached:
     """What films make of a ReLU's output."""
 
-    #: The value that the largest byte stands for.
+    #: Largest value.
     largest: float
     #: (C,) mean of each channel.
     mean: np.ndarray
-    #: (C,) mean square of each channel.
-    square: np.ndarray
+
+    @property
+    def step(self) -> float:
+        """What one step of a byte stands for."""
+        return max(self.largest, 1e-6) * ROOM / 255
 
 
 @dataclass(frozen=True)
 class Int8:
-    """How a network is computed in bytes."""
+    """How a network is computed in bytes.
+
+    The first convolution reads pixels, on which a byte is coarsest, and has whole numbers for weights. What the last one sums up is not made bytes again: it is
+    what the head reads, maxima among it, and a byte would cut off the largest of films that reach further.
+    """
 
     #: By the number of the ReLU in ``features``.
     reached: Mapping[int, Reached]
-    #: Convolutions that stay float32, by their number. The first always does: on pixels a byte is coarsest. Its weights
-    #: are whole numbers.
-    in_float: frozenset[int] = frozenset({0})
 
 
 def network_graph(
@@ -94,7 +103,8 @@ def network_graph(
         FEATURE_MAP: ["films", 512, side, side],
     }
     for number in show:
-        shapes[graph.node("Identity", [f"features.{number}"], f"relu{number}")] = ["films", None, None, None]
+        x = FEATURE_MAP if number == LAST_RELU else f"features.{number}"
+        shapes[graph.node("Identity", [x], f"relu{number}")] = ["films", None, None, None]
     return as_model(nodes, tensors, pixels=np.uint8, size=None, outputs=shapes, opset=OPSET)
 
 
@@ -117,42 +127,28 @@ class _Graph:
         self.tensors[name] = np.asarray(values).astype(dtype)
         return name
 
-    def as_bytes(self, x: str, largest: float) -> str:
-        """Bytes of a tensor whose values are from 0 to `largest`."""
-        if x in self.scales:
-            return x
-        given = [x, self.tensor(f"{x}.scale", largest / 255), self.tensor("zero", 0, np.uint8)]
-        self.scales[f"{x}.bytes"] = given[1]
-        return self.node("QuantizeLinear", given, f"{x}.bytes")
-
-    def as_values(self, x: str) -> str:
-        """Float32 values of a tensor that may be one of bytes."""
-        return self.node("DequantizeLinear", [x, self.scales[x], "zero"], f"{x}.values") if x in self.scales else x
-
 
 def _write_base(graph: _Graph, model: VGG16, int8: Int8 | None) -> str:
     """Convolutions, ReLUs and pools; returns the name of the last map, float32."""
     from torch import nn
 
-    x, relu = graph.nodes[-1].output[0], -1
+    x, given = graph.nodes[-1].output[0], None
     for name, layer in model.features.named_children():
         number, y = int(name), f"features.{name}"
         if isinstance(layer, nn.Conv2d):
             weight, bias = (part.detach().cpu().float().numpy() for part in (layer.weight, layer.bias))  # type: ignore[union-attr]
-            if int8 and number not in int8.in_float:
-                given, yields = int8.reached[relu], int8.reached[number + 1]
-                x = graph.as_bytes(x, given.largest)
-                x = _write_convolution_of_bytes(graph, x, y, weight=weight, bias=bias, given=given, yields=yields)
-            elif int8 and number == 0:
-                x = _write_exact_convolution(graph, weight=weight, bias=bias, yields=int8.reached[1])
+            yields = int8.reached[number + 1] if int8 else None
+            if given and yields:
+                as_values = number + 1 == LAST_RELU
+                x = _write_convolution_of_bytes(graph, x, y, weight, bias, given, None if as_values else yields)
+            elif yields:
+                x = _write_exact_convolution(graph, weight=weight, bias=bias, yields=yields)
             else:
                 parts = [graph.tensor(f"{y}.weight", weight), graph.tensor(f"{y}.bias", bias)]
-                x = graph.node("Conv", [graph.as_values(x), *parts], y, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+                x = graph.node("Conv", [x, *parts], y, **THREE_BY_THREE)
+            given = yields
         elif isinstance(layer, nn.ReLU):
-            relu = number
-            x = x if x in graph.scales else graph.node("Relu", [x], y)
-            if number == LAST_RELU:
-                x = graph.node("Identity", [graph.as_values(x)], FEATURE_MAP)
+            x = x if x in graph.scales else graph.node("Relu", [x], FEATURE_MAP if number == LAST_RELU else y)
         else:
             scale = graph.scales.get(x)
             x = graph.node("MaxPool", [x], y, kernel_shape=[2, 2], strides=[2, 2])
@@ -183,58 +179,41 @@ def _write_exact_convolution(graph: _Graph, *, weight: np.ndarray, bias: np.ndar
     # Partial sums, rounded weights included, stay below 2^24, from where on float32 skips whole numbers.
     furthest = np.maximum(mean, 255 - mean)
     scale = ((np.abs(weight) * furthest).sum(axis=(1, 2, 3)) + np.abs(bias)).clip(1e-12) / 2**23
-    graph.scales["features.1"] = graph.tensor("features.1.scale", yields.largest / 255)
+    graph.scales["features.1"] = graph.tensor("features.1.scale", yields.step)
     graph.tensor("zero", 0, np.uint8)
     given = [
         graph.nodes[-1].output[0],
         graph.tensor("features.0.weight", np.rint(weight / scale[:, None, None, None])),
         graph.tensor("features.0.bias", np.rint(bias / scale)),
     ]
-    x = graph.node("Conv", given, "features.0", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-    steps = graph.tensor("features.1.steps", yields.largest / 255 / scale)
+    x = graph.node("Conv", given, "features.0", **THREE_BY_THREE)
+    steps = graph.tensor("features.1.steps", yields.step / scale)
     return graph.node("QuantizeLinear", [x, steps, graph.tensor("zeros", 0 * scale, np.uint8)], "features.1", axis=1)
 
 
-def _write_convolution_of_bytes(
-    graph: _Graph, x: str, y: str, *, weight: np.ndarray, bias: np.ndarray, given: Reached, yields: Reached
+def _write_convolution_of_bytes(  # noqa: PLR0917 (its two ends, its parameters)
+    graph: _Graph, x: str, y: str, weight: np.ndarray, bias: np.ndarray, given: Reached, yields: Reached | None
 ) -> str:
-    """A convolution and the ReLU behind it, its weights as bytes."""
-    quantised, scale = weights_as_bytes(weight, given.square)
+    """A convolution whose weights are bytes, and the ReLU behind it; without `yields` its values, and no ReLU."""
+    scale = np.abs(weight).max(axis=(1, 2, 3)).clip(1e-12) / LARGEST_WEIGHT
+    rounded = np.rint(weight / scale[:, None, None, None])
     # Rounding moved the weights; on the films' mean activations that adds a constant, which the bias takes off again.
-    moved = (quantised * scale[:, None, None, None] - weight).sum(axis=(2, 3)) @ given.mean
-    step = scale * float(graph.tensors[graph.scales[x]])
-    graph.scales[y] = graph.tensor(f"{y}.scale", yields.largest / 255)
-    given_tensors = [
+    bias = bias - (rounded * scale[:, None, None, None] - weight).sum(axis=(2, 3)) @ given.mean
+    bytes_, zero = graph.tensor(f"{y}.weight", rounded, np.int8), graph.tensor("zero_weight", 0, np.int8)
+    if yields is None:
+        summed = graph.node("ConvInteger", [x, bytes_, "zero", zero], f"{y}.summed", **THREE_BY_THREE)
+        numbers = graph.node("Cast", [summed], f"{y}.numbers", to=FLOAT)
+        steps = graph.tensor(f"{y}.steps", (scale * given.step)[:, None, None])
+        values = graph.node("Mul", [numbers, steps], f"{y}.values")
+        return graph.node("Add", [values, graph.tensor(f"{y}.bias", bias[:, None, None])], y)
+    graph.scales[y] = graph.tensor(f"{y}.scale", yields.step)
+    parts = [
         *(x, graph.scales[x], "zero"),
-        graph.tensor(f"{y}.weight", quantised, np.int8),
-        graph.tensor(f"{y}.weight.scale", scale),
-        graph.tensor("zero_weight", 0, np.int8),
+        *(bytes_, graph.tensor(f"{y}.weight.scale", scale), zero),
         *(graph.scales[y], "zero"),
-        graph.tensor(f"{y}.bias", np.rint((bias - moved) / step), np.int32),
+        graph.tensor(f"{y}.bias", np.rint(bias / (scale * given.step)), np.int32),
     ]
-    return graph.node("QLinearConv", given_tensors, y, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-
-
-def weights_as_bytes(weight: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round a convolution's weights to -63..63, each output channel with the range that errs least on films.
-
-    Args:
-        weight: (M, C, h, w) float32.
-        square: (C,) mean square of each input channel: an error in a weight counts by what it is multiplied with.
-
-    Returns:
-        (M, C, h, w) whole numbers, and (M,) float32 scales: weight is about number x scale.
-    """
-    largest = np.abs(weight).max(axis=(1, 2, 3)).clip(1e-12)
-    best = np.full(len(weight), np.inf)
-    quantised, scale = np.zeros_like(weight), largest / LARGEST_WEIGHT
-    for clip in CLIPS:
-        steps = (largest * clip / LARGEST_WEIGHT).astype(np.float32)
-        rounded = np.rint(weight / steps[:, None, None, None]).clip(-LARGEST_WEIGHT, LARGEST_WEIGHT)
-        error = np.einsum("mchw,c->m", (rounded * steps[:, None, None, None] - weight) ** 2, square)
-        better = error < best
-        best[better], scale[better], quantised[better] = error[better], steps[better], rounded[better]
-    return quantised, scale
+    return graph.node("QLinearConv", parts, y, **THREE_BY_THREE)
 
 
 def _write_head(graph: _Graph, model: VGG16, last_map: str) -> int:

@@ -1,0 +1,199 @@
+"""What a bundle must not be: every kind of damage and of malice is refused in a line that names it, before it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from vgg16_xray import Classifier
+from vgg16_xray.bundle.classify import check
+from vgg16_xray.bundle.format import BundleDir
+from vgg16_xray.bundle.graph import square_graph
+from vgg16_xray.bundle.onnxfile import inspect
+from vgg16_xray.errors import UserError
+from vgg16_xray.rundir import sha256_of
+
+
+def foreign_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[3].domain = "evil.example"
+
+
+def foreign_domain(model: onnx.ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("com.evil", 1))
+
+
+def unknown_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[3].op_type = "ConstantOfShape"
+
+
+def graph_within(model: onnx.ModelProto) -> None:
+    inner = helper.make_graph([], "inner", [], [])
+    model.graph.node[3].attribute.append(helper.make_attribute("body", inner))
+
+
+def function(model: onnx.ModelProto) -> None:
+    model.functions.add().name = "f"
+
+
+def external(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.ClearField("raw_data")
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+
+
+def absurd_shape(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [2**40, 2**40]
+
+
+def negative_shape(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [-1, -1]
+
+
+def absurd_stretching(model: onnx.ModelProto) -> None:
+    (side,) = (tensor for tensor in model.graph.initializer if tensor.name == "square")
+    side.CopyFrom(numpy_helper.from_array(np.array([10**6, 10**6]), "square"))
+
+
+def absurd_padding(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if "Conv" in node.op_type)
+    (pads,) = (attribute for attribute in node.attribute if attribute.name == "pads")
+    pads.ints[:] = [10**6] * 4
+
+
+def too_many_nodes(model: onnx.ModelProto) -> None:
+    model.graph.node.extend([model.graph.node[3]] * 300)
+
+
+def growing(model: onnx.ModelProto) -> None:
+    model.graph.node.extend(
+        helper.make_node("Concat", ["pooled"] * 2, [f"c{i}"], name=f"c{i}", axis=1) for i in range(3)
+    )
+
+
+def other_outputs(model: onnx.ModelProto) -> None:
+    model.graph.output[0].name = "probability"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (foreign_operator, "node '.*' must be a known operator, found '.*' of the domain 'evil.example'"),
+        (foreign_domain, "must use the standard's operators alone, found the domain 'com.evil'"),
+        (unknown_operator, "must be a known operator, found 'ConstantOfShape'"),
+        (graph_within, "must hold plain numbers, found a graph within it"),
+        (function, "must hold one graph alone, found functions"),
+        (external, r"must lie in the file, found it in another, '../../etc/passwd'"),
+        (absurd_shape, r"of shape \[1099511627776, 1099511627776\] must have \d+ bytes, found "),
+        (negative_shape, r"of shape \[-1, -1\] must have"),
+        (absurd_stretching, "tensor 'square' must be at most 1024, found 1000000"),
+        (absurd_padding, "pads must be at most 16, found 1000000"),
+        (too_many_nodes, "must have at most 256 nodes, found "),
+        (growing, "must have at most 2 nodes Concat, found 4"),
+        (other_outputs, "must take pixels and give probabilities, logits, embedding, feature_map, found pixels and "),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_graph_that_is_not_ours_is_refused_by_name(
+    copy_of_bundle: Path, change: Callable[[onnx.ModelProto], None], line: str
+) -> None:
+    bundle = BundleDir(copy_of_bundle)
+    model = onnx.load(bundle.int8)
+    change(model)
+    bundle.int8.write_bytes(model.SerializeToString())
+    rehash(bundle)
+    with pytest.raises(UserError, match=line) as caught:
+        Classifier.load(copy_of_bundle)
+    assert "\n" not in str(caught.value)
+    assert str(bundle.int8) in str(caught.value)
+
+
+def rehash(bundle: BundleDir) -> None:
+    config = json.loads(bundle.config.read_text("utf-8"))
+    config["sha256"] = {file.name: sha256_of(file) for file in bundle.hashed()}
+    bundle.config.write_text(json.dumps(config), "utf-8")
+
+
+@pytest.mark.parametrize("name", ["model.int8.onnx", "model.onnx", "golden.json", "README.md", "model.safetensors"])
+def test_a_changed_byte_is_found(copy_of_bundle: Path, name: str) -> None:
+    data = bytearray((copy_of_bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy_of_bundle / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name}: must have the SHA-256 .* found"):
+        check(copy_of_bundle)
+
+
+def test_a_model_that_answers_otherwise_is_found_when_it_is_opened(copy_of_bundle: Path) -> None:
+    bundle = BundleDir(copy_of_bundle)
+    model = onnx.load(bundle.int8)
+    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "logits.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32([3, 0, 0, 0]), "logits.bias"))
+    bundle.int8.write_bytes(model.SerializeToString())
+    rehash(bundle)
+    with pytest.raises(UserError, match=r"'drawn COVID.*' in int8 must give the probabilities that golden.json holds"):
+        Classifier.load(copy_of_bundle)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 100_000])
+def test_a_truncated_or_foreign_file_is_no_model(bundle: Path, size: int) -> None:
+    whole = BundleDir(bundle).int8.read_bytes()
+    generator = np.random.default_rng(size)
+    for data in (whole[:size], generator.bytes(size), b"\x80" * size, b"\x0a" * size):
+        with pytest.raises(UserError, match=r"m: must|m: operators"):
+            inspect(Path("m"), data)
+
+
+def test_graphs_that_this_version_writes_pass_and_the_packaged_one_is_what_is_written(bundle: Path) -> None:
+    for file in BundleDir(bundle).graphs().values():
+        inspect(file, file.read_bytes())
+    packaged = Path(__file__).parents[2] / "src/vgg16_xray/bundle/square.onnx"
+    assert onnx.load(packaged) == square_graph()
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ({"format": 2}, "format: must be 1, found 2"),
+        ({"labels": ["a"]}, "labels: must be 2 to 1000 different names"),
+        ({"labels": "ab"}, "labels must be a list, found ab"),
+        ({"labels": ["a", "a"]}, "labels: must be 2 to 1000 different names"),
+        ({"size": 10**9}, "size: must be 32 to 1024 pixels, found 1000000000"),
+        ({"temperature": 0.0}, "temperature: must be a number above 0, found 0.0"),
+        ({"temperature": "1"}, "temperature: must be a number above 0, found '1'"),
+        ({"head": {"cam_weights": [[1.0]]}}, "head.cam_weights: must be 4 x 512 numbers"),
+        ({"unheard_of": 1}, "must hold known values, found unheard_of"),
+        ({"sha256": {}}, "sha256 must name model.int8.onnx, found no hash of it"),
+        ({"sha256": {"../../x": "0"}}, "sha256 must name model.int8.onnx"),
+    ],
+    ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else "",
+)
+def test_a_value_of_the_configuration_is_refused_by_name(
+    copy_of_bundle: Path, value: dict[str, Any], line: str
+) -> None:
+    config = BundleDir(copy_of_bundle).config
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | value), "utf-8")
+    with pytest.raises(UserError, match=f"config.json: .*{line}"):
+        Classifier.load(copy_of_bundle)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": NaN}', "[" * 100_000, "\xff"])
+def test_a_configuration_that_is_no_json_is_one_line(copy_of_bundle: Path, text: str) -> None:
+    config = BundleDir(copy_of_bundle).config
+    config.write_text(text, "latin-1")
+    with pytest.raises(UserError, match=r"config.json: must be (JSON|an object)") as caught:
+        Classifier.load(copy_of_bundle)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["golden.json", "model.int8.onnx", "config.json"])
+def test_a_file_that_is_missing_is_named(copy_of_bundle: Path, name: str) -> None:
+    (copy_of_bundle / name).unlink()
+    with pytest.raises(UserError, match=f"{name}|in int8, found none"):
+        Classifier.load(copy_of_bundle, precision="int8")
