@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -74,6 +75,11 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
 
 def test_the_commands_are_those_that_are_tested() -> None:
     assert set(typer.main.get_command(cli.app).commands) == set(COMMANDS)  # type: ignore[attr-defined]
+
+
+def test_the_page_about_the_command_line_is_what_the_command_line_says() -> None:
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "cli_docs.py"))
+    assert script["PAGE"].read_text("utf-8") == script["page"](), "run: python scripts/cli_docs.py"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vgg16_xray import RESEARCH_USE_ONLY, __version__, ranks
+from vgg16_xray import RESEARCH_USE_ONLY, __version__, progress, ranks
 from vgg16_xray.config import SEED
 from vgg16_xray.errors import EXIT_DONE, EXIT_SOME_FAILED, EXIT_UNUSABLE, UserError
 from vgg16_xray.extras import require
@@ -84,6 +84,9 @@ Resume = Annotated[
 ]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")]
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"vgg16-xray {__version__}")
@@ -96,6 +99,9 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; accepted anywhere.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress and no notes on standard error; accepted anywhere.")
+    ] = False,
 ) -> None:
     """Options of every command."""
 
@@ -324,6 +330,7 @@ def compare(
         typer.Argument(help="Two or more run directories; the others are compared with the first.", show_default=False),
     ],
     format_: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+    json: AsJson = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for comparison.html and comparison.json too.")
     ] = None,
@@ -337,6 +344,7 @@ def compare(
     from vgg16_xray.rundir import ComparisonDir
     from vgg16_xray.trust.compare import compare as compare_runs
 
+    format_ = "json" if json else format_
     if format_ not in FORMATS:
         raise UserError(f"--format: must be one of {', '.join(FORMATS)}, found '{format_}'")
     if out is not None and out.exists() and not out.is_dir():
@@ -354,6 +362,7 @@ def compare(
 def export(
     run: Run,
     to: Annotated[Path, typer.Option("--to", help="Folder of the bundle to make.", show_default=False)],
+    json: AsJson = False,
 ) -> None:
     """A finished run as a bundle: ONNX in float32 and int8, calibrated, with its card; what predict and serve read.
 
@@ -365,20 +374,35 @@ def export(
 
     run_dir = _existing(run)
     with run_dir.alone():
-        say_exported(export_run(run_dir, to))
+        done = export_run(run_dir, to)
+    if json:
+        _say_json({"bundle": str(done.bundle.path), "figures": done.config.figures})
+    else:
+        say_exported(done)
 
 
 @app.command()
-def check(bundle: Annotated[Path, typer.Argument(help="A bundle.", show_default=False)]) -> None:
+def check(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle; by default the model in the package.", show_default=False)
+    ] = None,
+    json: AsJson = False,
+) -> None:
     """Check a bundle: hashes, graphs, and the answers that its golden films must get.
 
     Example: vgg16-xray check bundle
     """
     from vgg16_xray.bundle.classify import check as check_bundle
+    from vgg16_xray.bundle.format import BundleDir
 
-    for precision, off in check_bundle(bundle).items():
+    folder = bundle or BundleDir.packaged().path
+    found = check_bundle(folder)
+    if json:
+        _say_json({"bundle": str(folder), "whole": True, "largest_difference": found})
+        return
+    for precision, off in found.items():
         typer.echo(f"{precision}: golden films answered as written, within {off:.1e}")
-    typer.echo(f"{bundle}: whole")
+    typer.echo(f"{folder}: whole")
 
 
 @app.command()
@@ -395,6 +419,7 @@ def predict(
         typer.Option("--model", help="A bundle, or a run; the model in the package by default.", show_default=False),
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="table, json, jsonl or csv.")] = "table",
+    json: AsJson = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write there and not to standard output.")] = None,
     precision: Annotated[
         str, typer.Option("--precision", help="Of a bundle: int8, float32, or auto, which is int8 where there is one.")
@@ -409,9 +434,9 @@ def predict(
     Example: vgg16-xray predict film.png folder --format csv --out answers.csv
     """
     from vgg16_xray.files import write_text
-    from vgg16_xray.predict import FORMATS, as_csv, as_json, as_jsonl, draw_answer, films_in, open_model
-    from vgg16_xray.report.terminal import predictions_as_text
+    from vgg16_xray.predict import FORMATS, draw_answer, films_in, open_model, rendered
 
+    format_ = "json" if json else format_
     if format_ not in FORMATS:
         raise UserError(f"--format: must be one of {', '.join(FORMATS)}, found '{format_}'")
     if out is not None and out.is_dir():
@@ -422,21 +447,15 @@ def predict(
     answering = open_model(model, engine=engine, precision=precision)
     if explain is not None and not answering.explains:
         raise UserError("--explain: must have a bundle whose head is linear, found a model without heat maps")
-    for note in getattr(answering, "notes", []):
-        typer.echo(f"note: {note}", err=True)
+    for note in answering.notes:
+        _note(f"note: {note}")
     started, answers = time.monotonic(), []
-    for number, answer in enumerate(answering.stream(films, explain=explain is not None, quiet=False)):
+    for number, answer in enumerate(answering.stream(films, explain=explain is not None, quiet=False), start=1):
         answers.append(answer)
         if explain is not None and answer.heat is not None:
-            draw_answer(films[number], answer, explain / f"{number + 1:04d}-{Path(answer.path).stem}.png")
+            draw_answer(films[number - 1], answer, explain / f"{number:04d}-{Path(answer.path).stem}.png")
     took = time.monotonic() - started
-    if format_ == "table":
-        text = predictions_as_text(answers, labels=answering.labels, colours=out is None)
-    elif format_ == "csv":
-        text = as_csv(answers, labels=answering.labels)
-    else:
-        name = str(model or "the model in the package")
-        text = as_jsonl(answers) if format_ == "jsonl" else as_json(answers, labels=answering.labels, model=name)
+    text = rendered(answers, format_, labels=answering.labels, model=model, colours=out is None)
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -444,7 +463,7 @@ def predict(
     if format_ in ("csv", "jsonl") or out is not None:
         typer.echo(RESEARCH_USE_ONLY, err=True)
     if len(films) > 1:
-        typer.echo(f"{len(films):,} films in {took:.1f} s, {len(films) / took:.1f} films/s", err=True)
+        _note(f"{len(films):,} films in {took:.1f} s, {len(films) / took:.1f} films/s")
     if failed := sum(answer.answer == "error" for answer in answers):
         typer.echo(f"{failed} of {len(answers)} files could not be read; the reasons stand in their rows", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -652,6 +671,18 @@ def _stores(count: int) -> str:
     return f"{count:,} store{'' if count == 1 else 's'}"
 
 
+def _note(text: str) -> None:
+    """Something good to know, on standard error."""
+    if not progress.silent:
+        typer.echo(text, err=True)
+
+
+def _say_json(value: Any) -> None:
+    from json import dumps
+
+    typer.echo(dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
 def _existing(run: Path) -> RunDir:
     """The run directory; one that is misspelt is not made."""
     from vgg16_xray.rundir import RunDir
@@ -699,8 +730,8 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     here = arguments.index("--") if "--" in arguments else len(arguments)
-    debug = "--debug" in arguments[:here]
-    arguments = [argument for argument in arguments[:here] if argument != "--debug"] + arguments[here:]
+    debug, progress.silent = (option in arguments[:here] for option in ("--debug", "--quiet"))
+    arguments = [option for option in arguments[:here] if option not in ("--debug", "--quiet")] + arguments[here:]
     try:
         with _together(arguments):
             code = int(app(arguments or ["--help"], standalone_mode=False) or EXIT_DONE)

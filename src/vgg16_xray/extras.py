@@ -19,7 +19,6 @@ MODULES = {
         "openpyxl",
         "tomli_w",
         "onnx",
-        "onnxruntime",
     ),
     "ncnn": ("ncnn",),
     "keras": ("h5py",),

@@ -23,6 +23,7 @@ from vgg16_xray.extras import require
 from vgg16_xray.files import whole_file
 from vgg16_xray.films.dataset import IGNORED, MASK_FOLDERS, may_be_film
 from vgg16_xray.films.decode import SUFFIXES, to_square
+from vgg16_xray.report.terminal import predictions_as_text
 from vgg16_xray.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ FORMATS = ("table", "json", "jsonl", "csv")
 
 class Answering(Protocol):
     """What answers for films: a bundle or a run."""
+
+    #: What the user should know.
+    notes: list[str]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -238,6 +242,19 @@ def films_in(inputs: Sequence[Path]) -> list[Path]:
 
 def _passed_over(path: Path) -> bool:
     return any(part.startswith(".") or part.lower() in MASK_FOLDERS | IGNORED for part in path.parts)
+
+
+def rendered(
+    predictions: Sequence[Prediction], format_: str, *, labels: Sequence[str], model: Path | None, colours: bool
+) -> str:
+    """Answers as text in one of :data:`FORMATS`; `colours`: where the terminal has them, in a table."""
+    if format_ == "table":
+        return predictions_as_text(predictions, labels=labels, colours=colours)
+    if format_ == "csv":
+        return as_csv(predictions, labels=labels)
+    if format_ == "jsonl":
+        return as_jsonl(predictions)
+    return as_json(predictions, labels=labels, model=str(model or "the model in the package"))
 
 
 def as_json(predictions: Sequence[Prediction], *, labels: Sequence[str], model: str) -> str:

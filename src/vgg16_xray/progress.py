@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 #: Seconds between two lines where standard error is a file or a pipe.
 LINE_EVERY_S = 15.0
+#: Show no progress at all, what ``--quiet`` asks for.
+silent = False
 
 
 class Progress:
@@ -86,7 +88,7 @@ def progress(
     Yields:
         The counter to :meth:`Progress.advance`.
     """
-    if quiet:
+    if quiet or silent:
         yield Progress(description, total=total, unit=unit)
     elif sys.stderr.isatty():
         counter = _Bar(description, total=total, unit=unit)

@@ -1,4 +1,4 @@
-"""Heat maps: Grad-CAM as captum computes it, drawn with its scale, and measures of whether a picture means something."""
+"""Heat maps: Grad-CAM as captum computes it, drawn with a scale, and measures of whether a picture means something."""
 
 from __future__ import annotations
 

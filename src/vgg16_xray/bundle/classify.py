@@ -100,6 +100,8 @@ class Classifier:
     def __init__(self, bundle: BundleDir, config: BundleConfig, session: InferenceSession, precision: str) -> None:
         """Take what :meth:`load` has checked."""
         self.bundle, self.config, self.precision = bundle, config, precision
+        #: What the user should know; of a bundle that was opened, nothing.
+        self.notes: list[str] = []
         self._session = session
         self._square = session_of(Path(__file__).with_name("square.onnx").read_bytes(), threads=1)
         self._side = np.array([config.size, config.size], dtype=np.int64)

@@ -121,8 +121,8 @@ def insertion_and_deletion(
 ) -> Mapping[str, np.ndarray]:
     """How a class's probability falls when the hottest parts go first, and rises when they come first (Petsiuk 2018).
 
-    A part is a cell of the heat map. What is gone is replaced by the film blurred beyond recognition: a black hole would
-    be something to see.
+    A part is a cell of the heat map. What is gone is replaced by the film blurred beyond recognition: a black hole
+    would be something to see.
 
     Args:
         classifier: What answers.

@@ -57,8 +57,9 @@ class Reached:
 class Int8:
     """How a network is computed in bytes.
 
-    The first convolution reads pixels, on which a byte is coarsest, and has whole numbers for weights. What the last one sums up is not made bytes again: it is
-    what the head reads, maxima among it, and a byte would cut off the largest of films that reach further.
+    The first convolution reads pixels, on which a byte is coarsest, and has whole numbers for weights. What the last
+    one sums up is not made bytes again: it is what the head reads, maxima among it, and a byte would cut off the
+    largest of films that reach further.
     """
 
     #: By the number of the ReLU in ``features``.
@@ -260,10 +261,10 @@ def cam_weights(model: VGG16, size: int) -> np.ndarray | None:
     from vgg16_xray.learn.heads import AverageAndMaximum, Standardise
 
     layers = list(model.classifier.children())
-    dense = [layer.weight.detach().cpu().double().numpy() for layer in layers if isinstance(layer, nn.Linear)]
+    dense = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
     if len(dense) > 1:
         return None
-    weight, positions = dense[0], (size // 16) ** 2
+    weight, positions = dense[0].detach().cpu().double().numpy(), (size // 16) ** 2
     if isinstance(layers[0], AverageAndMaximum):
         (standardise,) = (layer for layer in layers if isinstance(layer, Standardise))
         weight = weight / standardise.deviation.cpu().double().numpy()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vgg16_xray.errors import MissingExtra, UserError
+from vgg16_xray.errors import UserError
 from vgg16_xray.films.decode import MIN_SIDE, to_square
 from vgg16_xray.progress import progress
 
@@ -127,16 +127,10 @@ def load(model: Path) -> InferenceSession:
     """Open a network of this kind.
 
     Raises:
-        MissingExtra: ONNX Runtime is not installed.
         UserError: The file is no such network.
     """
-    try:
-        from onnxruntime import InferenceSession, SessionOptions
-    except ImportError as error:
-        raise MissingExtra(
-            "finding lungs needs the extra 'train', and onnxruntime is not installed",
-            hint='install it with: pip install "kbs-vgg16-xray[train]"',
-        ) from error
+    from onnxruntime import InferenceSession, SessionOptions
+
     options = SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
