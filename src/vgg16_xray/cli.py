@@ -479,7 +479,7 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option("--workers", help="Processes that share the port.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", help="Films that go through the network together at most.")] = 16,
+    batch: Annotated[int, typer.Option("--batch", help="Films that go through the network together at most.")] = 8,
     queue: Annotated[int, typer.Option("--queue", help="Requests in the house at most; the next gets 503.")] = 256,
     max_mb: Annotated[float, typer.Option("--max-mb", help="A request's body at most, MB.")] = 64.0,
     max_pixels: Annotated[int, typer.Option("--max-pixels", help="A film's pixels at most.")] = 30_000_000,

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from dicoms import dicom
+from pages import DONE, choose, probabilities
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from serving import Running
 
 from vgg16_xray import RESEARCH_USE_ONLY
@@ -27,8 +28,6 @@ from vgg16_xray.films.decode import decode
 from vgg16_xray.films.phantom import CLASSES, draw
 from vgg16_xray.serve.page import PAGE, write_page
 
-#: A film that has been looked at is in one of these states.
-DONE = "body[data-state=answered], body[data-state=abstained], body[data-state=refused], body[data-state=error]"
 PIXELS = """() => {
   const canvas = document.getElementById("film");
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -61,12 +60,6 @@ def classifier(bundle: Path) -> Classifier:
     return Classifier.load(bundle)
 
 
-def choose(page: Any, *files: Path) -> None:
-    page.evaluate("document.body.dataset.state = 'waiting'")
-    page.set_input_files("#file", list(map(str, files)))
-    page.wait_for_selector(DONE)
-
-
 def give(page: Any, content: bytes, event: str, name: str = "film.png", kind: str = "image/png") -> None:
     page.evaluate(GIVEN, [base64.b64encode(content).decode(), name, kind, event])
 
@@ -74,11 +67,6 @@ def give(page: Any, content: bytes, event: str, name: str = "film.png", kind: st
 def shown(page: Any) -> np.ndarray:
     height, width, values = page.evaluate(PIXELS)
     return np.array(values, dtype=np.uint8).reshape(height, width)
-
-
-def probabilities(page: Any) -> dict[str, float]:
-    rows = page.query_selector_all(".class")
-    return {row.get_attribute("data-label"): float(row.get_attribute("data-p")) for row in rows}
 
 
 def test_the_page_in_the_package_was_built_from_these_sources() -> None:
@@ -312,31 +300,6 @@ def test_jpeg_gives_the_pixels_of_the_command_line(page: Any, film: Path, tmp_pa
     grey.convert("RGB").save(tmp_path / "colour.jpg", quality=92, exif=exif)
     choose(page, tmp_path / "colour.jpg")
     assert np.abs(shown(page).astype(int) - decode(tmp_path / "colour.jpg")).max() <= 2
-
-
-def dicom(pixels: np.ndarray, path: Path, *, syntax: str = "1.2.840.10008.1.2.1", **changes: Any) -> Path:
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = syntax
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-    data.Rows, data.Columns = pixels.shape[:2]
-    data.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
-    data.PhotometricInterpretation = "MONOCHROME2" if pixels.ndim == 2 else "RGB"
-    data.BitsAllocated = pixels.dtype.itemsize * 8
-    data.BitsStored = 12 if data.BitsAllocated == 16 else 8
-    data.HighBit = data.BitsStored - 1
-    data.PixelRepresentation = int(pixels.dtype.kind == "i")
-    if pixels.ndim == 3:
-        data.PlanarConfiguration = 0
-    big = syntax == "1.2.840.10008.1.2.2"
-    data.PixelData = (pixels.byteswap() if big else pixels).tobytes()
-    for name, value in changes.items():
-        setattr(data, name, value)
-    pydicom.dcmwrite(
-        path, data, enforce_file_format=True, little_endian=not big, implicit_vr=syntax == "1.2.840.10008.1.2"
-    )
-    return path
 
 
 def table(first: int, depth: int, levels: np.ndarray) -> list[Dataset]:

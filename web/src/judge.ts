@@ -12,9 +12,15 @@ export interface Config {
   head: { cam_weights: number[][] | null };
   conformal: Conformal | null;
   refusal: Refusal | null;
-  trained_on: Record<string, unknown>;
-  figures: Record<string, unknown>;
+  trained_on: { films?: Record<string, Record<string, number>> };
+  figures: { test?: { images: number; overall: { accuracy?: Figure } } };
   sha256: Record<string, string>;
+}
+
+export interface Figure {
+  value: number;
+  low: number | null;
+  high: number | null;
 }
 
 export interface Conformal {

@@ -1,7 +1,8 @@
 import "./style.css";
 
+import { count } from "./film";
 import { drawHeat, drawScale } from "./heat";
-import type { Config } from "./judge";
+import type { Config, Figure } from "./judge";
 import type { Answer } from "./model";
 import { joined, megabytes, named, outOfHundred, percent } from "./words";
 import type { Asked, Told } from "./worker";
@@ -23,6 +24,7 @@ let config: Config | undefined;
 let current = 0;
 let answer: Answer | undefined;
 let aspect = 1;
+let size = "";
 
 /** An element with attributes and children; text is text, never markup. */
 function el(tag: string, attributes: Record<string, string> = {}, ...children: (Node | string)[]): HTMLElement {
@@ -127,7 +129,7 @@ function failed(reason: string): void {
   say(
     el("p", { class: "eyebrow stop" }, "No model"),
     el("p", { class: "headline" }, "The model did not load"),
-    el("p", {}, `${reason.charAt(0).toUpperCase()}${reason.slice(1).replace(/\.$/, "")}.`),
+    el("p", {}, sentence(reason)),
     again,
   );
 }
@@ -157,6 +159,7 @@ function welcome(): void {
 
 function showFilm(picture: ImageBitmap, width: number, height: number): void {
   aspect = width / height;
+  size = `${width} × ${height}`;
   const canvas = $<HTMLCanvasElement>("film");
   [canvas.width, canvas.height] = [picture.width, picture.height];
   canvas.getContext("2d")!.drawImage(picture, 0, 0);
@@ -200,10 +203,11 @@ function showAnswer(found: Answer): void {
   const bars = classes(found, best);
   $("details").append(
     found.answer === "refused" ? el("details", {}, el("summary", {}, "What it would have said"), bars) : bars,
-    el("p", { class: "soft small took" }, `Answered in ${found.seconds.toFixed(2)} s, in this window.`),
+    el("p", { class: "soft small took" }, `${size} pixels. Took ${found.seconds.toFixed(2)} s, in this window.`),
   );
-  $("controls").hidden = false;
-  $("no-map").hidden = found.heat !== null;
+  // What a picture that is no film seems to show means nothing.
+  if (found.answer === "refused") answer.heat = null;
+  $("no-map").hidden = found.answer === "refused" || found.heat !== null;
   $("slider").hidden = found.heat === null;
   showHeat(best);
 }
@@ -213,10 +217,11 @@ function setInWords(set: number[] | null): Node {
   const { conformal, labels } = config!;
   const times = Math.round((1 - conformal!.alpha) * 100);
   const names = set.map((k) => named(labels[k]));
-  const text = names.length
-    ? `With a certainty of ${times} in 100: ${joined(names)}.`
-    : "No class fits this film as well as it fits the films that the model knows.";
-  return el("p", { class: "set" }, text);
+  const list = names.length ? joined(names) : "None of its classes fits this film well";
+  const meaning = names.length
+    ? `${names.length > 1 ? "One of these" : "This"} is right for ${times} of 100 films, on films like those it was calibrated on.`
+    : `The true class fits better than this for ${times} of 100 films that are like those it was calibrated on.`;
+  return el("div", { class: "set" }, el("p", {}, el("strong", {}, list)), el("p", { class: "small" }, meaning));
 }
 
 /** A row a class: its probability as a bar, and a choice of the class whose evidence is shown. */
@@ -272,16 +277,32 @@ function unreadable(reason: string): void {
 }
 
 function describeModel(found: Config, threads: boolean): void {
-  const facts: [string, string][] = [
+  const { train } = found.trained_on.films ?? {};
+  const test = found.figures.test;
+  const accuracy = test?.overall.accuracy;
+  const facts: [string, string | undefined][] = [
     ["Classes", found.labels.map(named).join(", ")],
-    ["Network", `VGG16, recipe ${found.recipe}`],
-    ["Runs", "model.int8.onnx" in found.sha256 ? "in 8-bit integers" : "in 32-bit floats"],
-    ["Threads", threads ? "several: this page lets in nothing from elsewhere" : "one"],
+    ["Learned from", train && `${count(total(train))} films: ${Object.entries(train).map(([label, n]) => `${named(label)} ${count(n)}`).join(", ")}`],
+    ["Tested on", accuracy && `${count(test.images)} other films of the same collection: right on ${share(accuracy)}`],
+    ["Network", `VGG16, recipe ${found.recipe}, in ${"model.int8.onnx" in found.sha256 ? "8-bit integers" : "32-bit floats"}`],
+    ["Runs on", threads ? "several threads" : "one thread: this address does not isolate the page, so it may not use more"],
   ];
-  $("model").replaceChildren(...facts.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));
+  $("model").replaceChildren(...facts.flatMap(([name, text]) => (text ? [el("dt", {}, name), el("dd", {}, text)] : [])));
 }
 
-const sentence = (text: string) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
+const total = (counts: Record<string, number>) => Object.values(counts).reduce((a, b) => a + b, 0);
+
+/** A share with its 95 % interval. */
+function share({ value, low, high }: Figure): string {
+  const percents = (p: number) => (100 * p).toFixed(1);
+  return `${percents(value)} %${low === null || high === null ? "" : ` (${percents(low)} to ${percents(high)})`}`;
+}
+
+/** A reason as a sentence, with labels as they are named here. */
+function sentence(reason: string): string {
+  const text = (config?.labels ?? []).reduce((all, label) => all.replaceAll(label, named(label)), reason);
+  return `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
+}
 
 $("opacity").oninput = fade;
 drawScale($<HTMLCanvasElement>("scale"));

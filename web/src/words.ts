@@ -8,9 +8,9 @@ export function named(label: string): string {
 
 /** A probability in percent; never 0 or 100, which no model knows. */
 export function percent(p: number): string {
-  if (p > 0.995) return "> 99 %";
-  if (p < 0.005) return "< 1 %";
-  return `${Math.round(p * 100)} %`;
+  if (p > 0.995) return "> 99\u00a0%";
+  if (p < 0.005) return "< 1\u00a0%";
+  return `${Math.round(p * 100)}\u00a0%`;
 }
 
 export function outOfHundred(p: number): string {
