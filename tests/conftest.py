@@ -123,5 +123,6 @@ def bundle(small_run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle, to be read only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vgg16_xray.bundle.export.CALIBRATION_FILMS", 4)
+        patch.setattr("vgg16_xray.bundle.export.HEAT_FILMS", 2)
         run = RunDir(Path(shutil.copytree(small_run.path, tmp_path_factory.mktemp("exported") / "run")))
         return export(run, run.path.parent / "bundle").bundle.path

@@ -362,6 +362,14 @@ def compare(
 def export(
     run: Run,
     to: Annotated[Path, typer.Option("--to", help="Folder of the bundle to make.", show_default=False)],
+    elsewhere: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--elsewhere",
+            metavar="NAME=FOLDER",
+            help="Films of which the model knows no class: what it answers there stands in the card. Repeatable.",
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """A finished run as a bundle: ONNX in float32 and int8, calibrated, with its card; what predict and serve read.
@@ -372,9 +380,14 @@ def export(
     from vgg16_xray.bundle.export import export as export_run
     from vgg16_xray.report.terminal import say_exported
 
-    run_dir = _existing(run)
+    run_dir, named = _existing(run), {}
+    for pair in elsewhere or []:
+        name, _, folder = pair.partition("=")
+        if not name or not Path(folder).is_dir():
+            raise UserError(f"--elsewhere: must be NAME=FOLDER, found '{pair}'")
+        named[name] = Path(folder)
     with run_dir.alone():
-        done = export_run(run_dir, to)
+        done = export_run(run_dir, to, elsewhere=named)
     if json:
         _say_json({"bundle": str(done.bundle.path), "figures": done.config.figures})
     else:

@@ -11,9 +11,10 @@ from captum.attr import LayerGradCam
 from PIL import Image
 
 from vgg16_xray import Classifier, cli
-from vgg16_xray.bundle.explain import area_under, draw, grad_cam, insertion_and_deletion, overlay, share_inside
+from vgg16_xray.bundle.explain import draw, grad_cam, overlay
 from vgg16_xray.bundle.format import FEATURE_MAP, PIXELS, session_of
 from vgg16_xray.bundle.graph import LAST_RELU, cam_weights, network_graph
+from vgg16_xray.bundle.sanity import area_under, insertion_and_deletion, randomised_alike, share_inside
 from vgg16_xray.films.decode import decode
 from vgg16_xray.films.phantom import draw as draw_film
 from vgg16_xray.learn.vgg16 import VGG16, build
@@ -121,3 +122,11 @@ def test_deletion_ends_where_insertion_begins(bundle: Path, drawn_films: Path) -
     assert curve["insertion"][-1] == pytest.approx(answer.confidence, abs=1e-3)
     assert curve["deletion"][-1] == pytest.approx(curve["insertion"][0], abs=1e-3)
     assert 0 <= area_under(curve, "deletion") <= 1
+
+
+def test_a_map_changes_with_the_model_and_not_with_nothing() -> None:
+    model = trained("gap", fine_tuned=True)
+    films = [draw_film(label, seed=2, size=224).pixels for label in ("COVID", "Normal")]
+    alike = randomised_alike(model, films, preprocessing="caffe")
+    assert list(alike) == ["head", "head and block 5", "all layers"]
+    assert all(abs(value) < 0.6 for value in alike.values())

@@ -138,6 +138,17 @@ class Classifier:
         return self.config.labels
 
     @property
+    def cam_weights(self) -> np.ndarray:
+        """(K, 512) Grad-CAM's weights of each class's logit on the feature map.
+
+        Raises:
+            UserError: The head has hidden layers, and no such weights.
+        """
+        if self._cam_weights is None:
+            raise UserError(f"{self.bundle.path}: must have a linear head for heat maps, found one with hidden layers")
+        return self._cam_weights
+
+    @property
     def explains(self) -> bool:
         """Whether there is a map of what speaks for a class: not for a head with hidden layers."""
         return self._cam_weights is not None
@@ -205,7 +216,6 @@ class Classifier:
             from vgg16_xray.trust.calibrate import conformal_set
 
             may_be = tuple(self.labels[k] for k in conformal_set(self.config.conformal, p))
-        wanted = explain and self._cam_weights is not None
         return Prediction(
             path=shown(name),
             prediction=self.labels[best],
@@ -214,7 +224,7 @@ class Classifier:
             answer=answer,
             reason=reason,
             set=may_be,
-            heat=grad_cam(self._cam_weights[best], outputs.feature_map) if wanted else None,  # type: ignore[index]
+            heat=grad_cam(self.cam_weights[best], outputs.feature_map) if explain and self.explains else None,
         )
 
     def replay(self, golden: Sequence[Golden]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,7 @@ from vgg16_xray import RESEARCH_USE_ONLY
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vgg16_xray.bundle.classify import Classifier, Prediction
+    from vgg16_xray.bundle.classify import Prediction
 
 #: Colours from nothing to most: nine of matplotlib's "inferno", in which lighter is always more (RGB, 0..255).
 COLOURS = np.array(
@@ -104,57 +103,3 @@ def draw(film: np.ndarray, answer: Prediction) -> Image:
     for number, line in enumerate(lines):
         pen.text((MARGIN, HEIGHT + 2 * MARGIN + number * (LETTERS + 8)), line, fill="black", font=font)
     return page
-
-
-# -- whether a picture means something
-
-
-def share_inside(heat: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """How much of the heat (h, w) lies inside a mask (H, W) bool, and what an even heat would have there: its area."""
-    at_size = enlarged(heat, (mask.shape[0], mask.shape[1])).astype(np.float64)
-    total = at_size.sum()
-    return (float(at_size[mask].sum() / total) if total > 0 else 0.0), float(mask.mean())
-
-
-def insertion_and_deletion(
-    classifier: Classifier, film: np.ndarray, heat: np.ndarray, label: int, *, steps: int = 14, seed: int | None = None
-) -> Mapping[str, np.ndarray]:
-    """How a class's probability falls when the hottest parts go first, and rises when they come first (Petsiuk 2018).
-
-    A part is a cell of the heat map. What is gone is replaced by the film blurred beyond recognition: a black hole
-    would be something to see.
-
-    Args:
-        classifier: What answers.
-        film: (H, W) uint8.
-        heat: (h, w).
-        label: Number of the class.
-        steps: Films that are asked on the way, the first with nothing and the last with everything changed.
-        seed: Take the cells in a random order: what a picture without meaning would give.
-
-    Returns:
-        ``share`` (steps,) of the cells that were changed, ``deletion`` and ``insertion`` (steps,) probabilities.
-    """
-    from PIL import Image, ImageFilter
-
-    square = classifier.square(film)
-    side = len(square)
-    blurred = np.asarray(Image.fromarray(square).filter(ImageFilter.GaussianBlur(side / 10)))
-    scores = heat.ravel() if seed is None else np.random.default_rng(seed).random(heat.size)
-    rank = np.empty(heat.size)
-    rank[np.argsort(-scores, kind="stable")] = np.arange(heat.size)
-    share = np.linspace(0.0, 1.0, steps)
-    rows, columns = (np.arange(side) * n // side for n in heat.shape)
-    place = rank.reshape(heat.shape)[rows][:, columns]
-    taken = place < share[:, None, None] * heat.size
-    found = [
-        classifier.predict_arrays(np.where(taken, new, old), feature_map=False).probabilities[:, label]
-        for old, new in ((square, blurred), (blurred, square))
-    ]
-    return {"share": share, "deletion": found[0], "insertion": found[1]}
-
-
-def area_under(curve: Mapping[str, np.ndarray], name: str) -> float:
-    """Mean height of a curve over the shares, 0 to 1: low is good for ``deletion``, high for ``insertion``."""
-    heights = (curve[name][1:] + curve[name][:-1]) / 2
-    return float((heights * np.diff(curve["share"])).sum())

@@ -12,6 +12,7 @@ import io
 import shutil
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ import numpy as np
 
 from vgg16_xray import __version__
 from vgg16_xray.bundle.card import model_card
-from vgg16_xray.bundle.classify import check
+from vgg16_xray.bundle.classify import ABSTAINED, ANSWERED, ERROR, REFUSED, Classifier, check
 from vgg16_xray.bundle.format import EMBEDDING, LOGITS, PIXELS, PROBABILITIES, BundleConfig, BundleDir, session_of
+from vgg16_xray.bundle.sanity import measure as measure_maps
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, whole_file, write_json, write_text
+from vgg16_xray.films.dataset import may_be_film
 from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import RunDir, key_of, read_config, sha256_of
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
 
 #: Training films that show int8 its ranges, the same number of each class.
 CALIBRATION_FILMS = 64
+#: Validation films that heat maps are measured on.
+HEAT_FILMS = 8
+#: Films of a class that the model does not know, that stand for it.
+ELSEWHERE_FILMS = 200
 #: Films that go through a graph together.
 BATCH = 8
 #: Golden films: class, seed, and (H, W), so that the graph's stretching is tried as well.
@@ -57,12 +64,14 @@ class Exported:
     seconds: float
 
 
-def export(run: RunDir, to: Path) -> Exported:
+def export(run: RunDir, to: Path, *, elsewhere: Mapping[str, Path] | None = None) -> Exported:
     """Make a bundle of a finished run.
 
     Args:
         run: A run whose steps 2 to 6 are finished.
         to: Folder to make; a bundle that is there is replaced when the new one is whole.
+        elsewhere: What to call films of which the model knows no class -> their folder: what it answers there
+            stands in the card.
 
     Raises:
         UserError: The run has no single trained model, a step is missing, or `to` is something else than a bundle.
@@ -76,14 +85,23 @@ def export(run: RunDir, to: Path) -> Exported:
     model, config = load_model(run.best)
     manifest = read_manifest(run)
     source = _Source(run, model, config, manifest, open_pixels(run, manifest))
-    written = _write(source, BundleDir(to.with_name(f".{to.name}.tmp")))
+    written = BundleDir(to.with_name(f".{to.name}.tmp"))
+    done = _seal(written, _write(source, written))
+    classifier = Classifier.load(written.path)
+    figures = dict(done.figures)
+    if classifier.explains:
+        rows = evenly_by_class(source, VALIDATION, HEAT_FILMS)
+        figures["heat_maps"] = measure_maps(
+            classifier, model, list(source.pixels.take(rows)), preprocessing=config.preprocessing
+        )
+    if elsewhere:
+        figures["elsewhere"] = [answers_elsewhere(classifier, name, folder) for name, folder in elsewhere.items()]
+    done = _seal(written, replace(done, figures=figures))
     check(written.path)
     if to.exists():
         shutil.rmtree(to)
     written.path.rename(to)
-    from vgg16_xray.bundle.format import read_bundle_config
-
-    return Exported(BundleDir(to), read_bundle_config(BundleDir(to)), time.monotonic() - started)
+    return Exported(BundleDir(to), done, time.monotonic() - started)
 
 
 def _refuse_unusable(run: RunDir, to: Path) -> None:
@@ -124,8 +142,8 @@ class _Source:
         return network_graph(self.model, **how).SerializeToString()
 
 
-def _write(source: _Source, bundle: BundleDir) -> BundleDir:
-    """Write the bundle's files; what an earlier export left half-written is written over."""
+def _write(source: _Source, bundle: BundleDir) -> BundleConfig:
+    """Write graphs, weights and golden films; what an earlier export left half-written is written over."""
     from vgg16_xray.bundle.graph import cam_weights
     from vgg16_xray.bundle.quantise import measure
     from vgg16_xray.trust.calibrate import fit_conformal, fit_temperature
@@ -138,14 +156,17 @@ def _write(source: _Source, bundle: BundleDir) -> BundleDir:
     temperature = fit_temperature(exact[LOGITS], targets)
     _write_bytes(bundle.float32, source.graph(temperature=temperature))
 
-    films = source.pixels.take(calibration_rows(source.manifest, source.config.labels))
+    films = source.pixels.take(evenly_by_class(source, TRAIN, CALIBRATION_FILMS))
     reached = measure(source.model, films, preprocessing=source.config.preprocessing, size=source.config.size)
     _write_bytes(bundle.int8, source.graph(temperature=temperature, int8=reached))
     coarse = _outputs(session_of(bundle.int8.read_bytes()), source.pixels, validation, "int8 on validation films")
 
     weights = cam_weights(source.model, source.config.size)
     probabilities = _softmax(exact[LOGITS] / temperature)
-    config = BundleConfig(
+    write_json(bundle.preprocessor, _preprocessor(source.config))
+    shutil.copyfile(source.run.best, bundle.weights)
+    write_json(bundle.golden, _golden(bundle))
+    return BundleConfig(
         labels=source.config.labels,
         size=source.config.size,
         preprocessing=source.config.preprocessing,
@@ -166,13 +187,14 @@ def _write(source: _Source, bundle: BundleDir) -> BundleDir:
         version=__version__,
         checkpoint_sha256=sha256_of(source.run.best),
     )
-    write_json(bundle.preprocessor, _preprocessor(source.config))
-    shutil.copyfile(source.run.best, bundle.weights)
-    write_json(bundle.golden, _golden(bundle))
+
+
+def _seal(bundle: BundleDir, config: BundleConfig) -> BundleConfig:
+    """Write the card, and the configuration with the hashes of all the other files."""
     write_text(bundle.card, model_card(config))
-    config = replace(config, sha256={file.name: sha256_of(file) for file in bundle.hashed()})
-    write_json(bundle.config, config.as_dict())
-    return bundle
+    sealed = replace(config, sha256={file.name: sha256_of(file) for file in bundle.hashed()})
+    write_json(bundle.config, sealed.as_dict())
+    return sealed
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -205,15 +227,40 @@ def _outputs(session: Any, pixels: ArrayStore, rows: np.ndarray, what: str) -> d
     return {name: np.concatenate(parts) for name, parts in zip(names, zip(*found, strict=True), strict=True)}
 
 
-def calibration_rows(manifest: pd.DataFrame, labels: tuple[str, ...]) -> np.ndarray:
-    """Rows of :data:`CALIBRATION_FILMS` training films, classes alike where there are enough, spread over the run."""
-    sides, classes = manifest["split"].to_numpy(), manifest["label"].to_numpy()
+def evenly_by_class(source: _Source, side: str, films: int) -> np.ndarray:
+    """Rows of about so many films of a side: as many of each class where there are enough, spread over the run."""
+    of_side, labels = source.rows(side), source.config.labels
     found = []
-    for label in labels:
-        rows = np.flatnonzero((sides == TRAIN) & (classes == label))
-        count = min(len(rows), -(-CALIBRATION_FILMS // len(labels)))
+    for number in range(len(labels)):
+        rows = of_side[source.targets(of_side) == number]
+        count = min(len(rows), -(-films // len(labels)))
         found.append(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)] if count else rows)
     return np.concatenate(found)
+
+
+def answers_elsewhere(classifier: Classifier, name: str, folder: Path) -> dict[str, Any]:
+    """What a model answers for films of which it knows no class: any answer is wrong.
+
+    Args:
+        classifier: The bundle.
+        name: What to call them.
+        folder: Where they are; some, spread over it, are taken.
+
+    Returns:
+        ``name``, ``films``; counts ``answered``, ``abstained``, ``refused``; ``as``: what they were answered as.
+    """
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and may_be_film(file)]
+    if not files:
+        raise UserError(f"--elsewhere: must be a folder of films, found none in {folder}")
+    places = np.linspace(0, len(files) - 1, min(len(files), ELSEWHERE_FILMS)).round().astype(int)
+    answers = [one for one in classifier.stream([files[i] for i in places], quiet=False) if one.answer != ERROR]
+    count = Counter(one.answer for one in answers)
+    return {
+        "name": name,
+        "films": len(answers),
+        **{answer: count[answer] for answer in (ANSWERED, ABSTAINED, REFUSED)},
+        "as": dict(Counter(one.prediction for one in answers if one.answer == ANSWERED).most_common()),
+    }
 
 
 def against(exact: np.ndarray, coarse: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
