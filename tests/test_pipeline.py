@@ -106,7 +106,7 @@ def _recorded(run: RunDir) -> str:
 def test_only_what_is_missing_is_made_again(
     finished: RunDir, few_films: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable
 ) -> None:
-    monkeypatch.setattr("vgg16_xray.steps.preprocess._decode_all", do_not)
+    monkeypatch.setattr("vgg16_xray.steps.preprocess.decode_all", do_not)
     monkeypatch.setattr("vgg16_xray.learn.fit.fit", do_not)
     before = snapshot(finished.path)
     finished.report.unlink()
@@ -131,7 +131,7 @@ def test_resume_of_another_recipe_changes_nothing(finished: RunDir, few_films: P
 def test_another_recipe_does_only_the_training_again(
     finished: RunDir, few_films: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable
 ) -> None:
-    monkeypatch.setattr("vgg16_xray.steps.preprocess._decode_all", do_not)
+    monkeypatch.setattr("vgg16_xray.steps.preprocess.decode_all", do_not)
     monkeypatch.setattr("vgg16_xray.learn.features.ComputedFeatures.take", do_not)
     before = snapshot(finished.path)
     run_all([few_films], finished, dataclasses.replace(RECIPE, head_rate=1e-3), command=_recorded(finished))
@@ -149,7 +149,7 @@ def test_another_recipe_does_only_the_training_again(
 def test_resume_with_nothing_there_is_refused_before_any_work(
     tmp_path: Path, few_films: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vgg16_xray.steps.preprocess._decode_all", do_not)
+    monkeypatch.setattr("vgg16_xray.steps.preprocess.decode_all", do_not)
     with pytest.raises(UserError, match="--resume needs a training that was interrupted, found none"):
         run_all([few_films], RunDir(tmp_path / "new"), RECIPE, resume=True)
     assert not (tmp_path / "new").exists()

@@ -56,6 +56,14 @@ Map = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split and of the training.")]
 Resplit = Annotated[bool, typer.Option("--resplit", help="Make a new split where the data bring one.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="default, fast, best, notebook, or a .toml file.")]
+Like = Annotated[
+    Path | None,
+    typer.Option(
+        "--like",
+        help="A run: a film that it has, whatever its name and format are here, stays on its side.",
+        show_default=False,
+    ),
+]
 TrainFrom = Annotated[
     str | None,
     typer.Option("--train-from", help="head, block5, block4, block3, block2 or all; the recipe's by default."),
@@ -161,6 +169,7 @@ def run(
     device: DeviceName = "auto",
     seed: Seed = SEED,
     resplit: Resplit = False,
+    like: Like = None,
     resume: Resume = False,
     folds: Annotated[
         int | None,
@@ -193,6 +202,7 @@ def run(
         device=device,
         seed=seed,
         resplit=resplit,
+        like=_existing(like) if like else None,
         resume=resume,
         folds=folds,
         seeds=seeds,
@@ -202,8 +212,10 @@ def run(
 
 
 @app.command()
-def preprocess(data: Data, out: Out, mapping: Map = None, seed: Seed = SEED, resplit: Resplit = False) -> None:
-    """Step 2: decode, check, hash, split and store every film.
+def preprocess(
+    data: Data, out: Out, *, mapping: Map = None, seed: Seed = SEED, resplit: Resplit = False, like: Like = None
+) -> None:
+    """Step 2: decode, check, hash, compare, split and store every film.
 
     Example: vgg16-xray preprocess radiography --out runs/default
     """
@@ -216,7 +228,14 @@ def preprocess(data: Data, out: Out, mapping: Map = None, seed: Seed = SEED, res
 
     run_dir = RunDir(out)
     with run_dir.alone():
-        done = preprocess_step(data, run_dir, mapping=parse_mapping(mapping or []), seed=seed, resplit=resplit)
+        done = preprocess_step(
+            data,
+            run_dir,
+            mapping=parse_mapping(mapping or []),
+            seed=seed,
+            resplit=resplit,
+            like=_existing(like) if like else None,
+        )
         say_preprocessed(done, run_dir)
         after_preprocess(run_dir)
 
@@ -597,6 +616,30 @@ def audit_all(what: Audited, out: AuditOut = None, mapping: Map = None) -> None:
         found = audit_run(run_dir) if is_run else audit_data(what, run_dir, mapping=_mapping(mapping))
         say_audited(found)
         typer.echo(f"audit: {write_audit_page(run_dir, found)}")
+
+
+@audit.command("leaks")
+def audit_leaks(what: Audited, out: AuditOut = None, mapping: Map = None) -> None:
+    """The same film again, though resized, cropped, mirrored, inverted: pairs to look at, and films under two labels.
+
+    Example: vgg16-xray audit leaks radiography elsewhere
+    """
+    require("train", purpose="vgg16-xray audit leaks")
+    from vgg16_xray.files import read_json
+    from vgg16_xray.report.leaks import say_leaks, write_leaks_page
+    from vgg16_xray.steps.audit_leaks import audit_leaks as audit_films
+
+    run_dir, is_run = _audited(what, out)
+    with run_dir.alone():
+        if is_run:
+            found, pixels = (
+                dict(read_json(run_dir.require(run_dir.leaks, made_by="preprocess DATA --out"))),
+                run_dir.pixels,
+            )
+        else:
+            found, pixels = audit_films(what, run_dir, mapping=_mapping(mapping))
+        say_leaks(found)
+        typer.echo(f"pairs side by side: {write_leaks_page(run_dir.leaks_page, found, pixels=pixels)}")
 
 
 @audit.command("shortcuts")

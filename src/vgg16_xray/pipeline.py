@@ -44,6 +44,7 @@ def run_all(
     device: str = "auto",
     seed: int = SEED,
     resplit: bool = False,
+    like: RunDir | None = None,
     resume: bool = False,
     folds: int | None = None,
     seeds: int = 1,
@@ -61,6 +62,7 @@ def run_all(
         device: A name of :data:`vgg16_xray.learn.devices.DEVICES`.
         seed: Seed of the split and of the training.
         resplit: Make a new split even where the data bring one.
+        like: Another run, whose films stay on their sides.
         resume: Refuse to begin a new training.
         folds: Train a model for each of so many folds in place of the single split, see :mod:`.steps.folds`.
         seeds: Train everything with so many seeds; the split stays the same.
@@ -90,7 +92,7 @@ def run_all(
         _refuse_to_resume(run, recipe, folds=folds, seed=seed)
 
     def prepare() -> None:
-        preprocessed = preprocess(data, run, mapping=mapping, seed=seed, resplit=resplit)
+        preprocessed = preprocess(data, run, mapping=mapping, seed=seed, resplit=resplit, like=like)
         say_preprocessed(preprocessed, run)
         if not preprocessed.already_done or not run.figures.exists():
             after_preprocess(run)

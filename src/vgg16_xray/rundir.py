@@ -118,6 +118,21 @@ class RunDir:
         """What a network says of films, kept by an export that may be killed."""
         return self.path / "export" / f"{key}.npz"
 
+    @property
+    def leaks(self) -> Path:
+        """Which films are one: counts, pairs, and the films under two labels."""
+        return self.path / "leaks.json"
+
+    @property
+    def pairs(self) -> Path:
+        """A row a pair of films that are one, or that nearly were taken for one."""
+        return self.path / "pairs.csv"
+
+    @property
+    def leaks_page(self) -> Path:
+        """The pairs side by side, to be looked at."""
+        return self.path / "leaks.html"
+
     def require(self, file: Path, *, made_by: str) -> Path:
         """Return `file`, or say which step makes it.
 

@@ -6,10 +6,10 @@ Accepted layouts, the whole contract:
 - ``DATA/<class>/images/*`` with ``masks/`` beside it (the Kaggle tree). A file below a folder ``masks`` or ``mask``, or
   one whose name ends in ``_mask``, is a mask and never a film. ``DATA/<class>.metadata.xlsx`` gives the source;
 - ``DATA/{train,val,test}/<class>/*``: the split is kept;
-- a table, CSV or Parquet: ``path,label[,patient_id,source,split,mask]``, paths relative to the table's folder.
+- a table, CSV or Parquet: ``path,label[,patient_id,study_id,origin,source,split,mask]``, paths relative to its folder.
 
 A folder that holds no other folder but one is looked through; links to folders are followed. A ``metadata.csv`` in DATA
-with a column ``path`` says more of films that the folders hold; what it says of label, patient, source, split and mask
+with a column ``path`` says more of films that the folders hold; what it says (:data:`SAID`, and the split)
 goes before the folder's name. Hidden files are passed over; any other file in a class folder that is not a film, and
 any film outside one, is listed with the reason.
 """
@@ -44,6 +44,8 @@ MASK_FOLDERS = frozenset({"masks", "mask"})
 IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
 METADATA = "metadata.csv"
+#: Columns of a table or of ``metadata.csv`` that say something of a film.
+SAID = ("label", "patient_id", "study_id", "origin", "source", "mask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,10 @@ class FilmRow:
     label: str
     #: None where unknown.
     patient_id: str | None = None
+    #: Examination that it belongs to, None where unknown.
+    study_id: str | None = None
+    #: What it was cut from, a publication's figure or another file; None where unknown.
+    origin: str | None = None
     #: Hospital or publication that the film comes from; None where unknown.
     source: str | None = None
     #: ``train``, ``validation`` or ``test`` where the dataset says so.
@@ -405,7 +411,7 @@ def _clean(path: str) -> str:
 def _with_what_is_said(film: FilmRow, row: Mapping[str, str] | None, *, where: str) -> FilmRow:
     if row is None:
         return film
-    said: dict[str, str] = {key: row[key] for key in ("label", "patient_id", "source", "mask") if row.get(key)}
+    said: dict[str, str] = {key: row[key] for key in SAID if row.get(key)}
     if row.get("split"):
         said["split"] = _side(row["split"], where=f"{where}, {film.path}")
     return replace(film, **said)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vgg16_xray.errors import Leak, UserError
 
@@ -19,12 +19,16 @@ VALIDATION_SHARE = TEST_SHARE = 0.1
 FEWEST_FOLDS = 3
 
 
-def group_films(pixels: Sequence[str], patients: Sequence[str | None]) -> list[str]:
-    """Put films that must stay together into one group: one patient, exact copies, and what these connect.
+def group_films(
+    pixels: Sequence[str], *connections: Sequence[str | None], copies: Sequence[tuple[int, int]] = ()
+) -> list[str]:
+    """Put films that must stay together into one group, and what these connect.
 
     Args:
-        pixels: (N,) hash of each film's decoded pixels.
-        patients: (N,) patient of each film; None or empty where unknown.
+        pixels: (N,) hash of each film's decoded pixels: equal ones are one film.
+        connections: (N,) each: patient, study, file origin, what near-copies show. Films with the same name are of one
+            group; None or empty where unknown.
+        copies: Pairs of indices that are one film.
 
     Returns:
         (N,) name of each film's group: the smallest pixel hash in it, shortened.
@@ -37,11 +41,13 @@ def group_films(pixels: Sequence[str], patients: Sequence[str | None]) -> list[s
             i = parent[i]
         return i
 
-    first: dict[tuple[str, str], int] = {}
-    for i, (film, patient) in enumerate(zip(pixels, patients, strict=True)):
-        for key in (("film", film), ("patient", patient) if patient else None):
-            if key is not None:
-                parent[root(i)] = root(first.setdefault(key, i))
+    for names in (pixels, *connections):
+        first: dict[str, int] = {}
+        for i, (name, _) in enumerate(zip(names, pixels, strict=True)):
+            if name:
+                parent[root(i)] = root(first.setdefault(name, i))
+    for i, j in copies:
+        parent[root(i)] = root(j)
     smallest: dict[int, str] = {}
     for i, film in enumerate(pixels):
         smallest[root(i)] = min(film, smallest.get(root(i), film))
@@ -56,20 +62,22 @@ def split_films(
     seed: int,
     validation: float = VALIDATION_SHARE,
     test: float = TEST_SHARE,
+    kept: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Deal groups to the three sides, each class in the same proportions.
 
     A group goes whole to one side, and only where it fits, so that the shares hold; where no group of a class fits, its
-    smallest goes there all the same. A group in which the same pixels carry two labels goes to training: a film whose
+    smallest goes there all the same. A group in which the same film carries two labels goes to training: a film whose
     label is contradicted can measure nothing.
 
     Args:
         labels: (N,) class of each film.
         groups: (N,) group of each film, as from :func:`group_films`.
-        pixels: (N,) hash of each film's decoded pixels.
+        pixels: (N,) name of what each film shows, equal for copies.
         seed: Another seed, another split.
         validation: Share of each class's films for validation, between 0 and 1.
         test: Share for testing.
+        kept: ``{group: side}`` of groups that have their side already.
 
     Returns:
         (N,) ``train``, ``validation`` or ``test``.
@@ -95,6 +103,10 @@ def split_films(
                 room[name, side_of[group]] += n
         side_of[group] = side
 
+    kept = {group: side for group, side in (kept or {}).items() if group in members and group not in contradicted}
+    for group, side in kept.items():
+        deal(group, side)
+
     def spare(side: str, of_label: Sequence[str]) -> list[str]:
         """Groups that `side` may have from another, which keeps films of all their classes; from training first."""
         films = Counter((name, side_of[group]) for group in side_of for name in films_of[group].elements())
@@ -104,6 +116,7 @@ def split_films(
                 for group in of_label
                 if side_of[group] != side
                 and group not in contradicted
+                and group not in kept
                 and all(films[name, side_of[group]] > n for name, n in films_of[group].items())
             ),
             key=lambda group: (side_of[group] != TRAIN, len(members[group])),
@@ -259,7 +272,11 @@ def check_every_class_on_every_side(
 
 
 def conflicts(*, labels: Sequence[str], pixels: Sequence[str]) -> list[int]:
-    """Films whose exact pixels also stand under another label.
+    """Films that also stand under another label.
+
+    Args:
+        labels: (N,) class of each film.
+        pixels: (N,) name of what each film shows, equal for copies.
 
     Returns:
         Their indices, ascending.

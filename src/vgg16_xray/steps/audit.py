@@ -282,9 +282,7 @@ def _leaks(films: _Films) -> dict[str, Any]:
     names = list(zip(manifest["collection"], manifest["path"], strict=True))
     sides = [films.given.get(name, "") for name in names] if films.given else list(manifest["split"])
     patients = [f"{c}/{p}" if p else "" for c, p in zip(manifest["collection"], manifest["patient_id"], strict=True)]
-    return leaks_between(
-        list(manifest["pixels_sha256"]), labels=list(manifest["label"]), patients=patients, sides=sides
-    )
+    return leaks_between(list(manifest["content"]), labels=list(manifest["label"]), patients=patients, sides=sides)
 
 
 def leaks_between(

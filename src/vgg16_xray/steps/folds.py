@@ -432,10 +432,9 @@ def _notes(run: RunDir, manifest: pd.DataFrame) -> list[str]:
         "interval over folds is a rough one (Bengio and Grandvalet 2004). The pooled intervals draw groups of films.",
         "The pooled AUROC and average precision rank films by the probabilities of different models.",
     ]
-    labels, pixels = list(manifest["label"]), list(manifest["pixels_sha256"])
-    if contradicted := conflicts(labels=labels, pixels=pixels):
+    if contradicted := conflicts(labels=list(manifest["label"]), pixels=list(manifest["content"])):
         notes.append(
-            f"{len(contradicted)} films show exactly what a film of another class shows; they are predicted and "
+            f"{len(contradicted)} films show what a film of another class shows; they are predicted and "
             "counted as any other, and of such films not all can be named rightly."
         )
     if read_config(run)["data"]["split"] == "given with the data":

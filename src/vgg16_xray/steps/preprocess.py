@@ -1,7 +1,7 @@
-"""Step 2: every film decoded once, checked, hashed, put on a side, and its pixels kept.
+"""Step 2: every film decoded once, checked, hashed, compared with all others, put on a side, and its pixels kept.
 
-Reads a dataset. Leaves ``manifest.parquet``, ``split.csv``, ``quarantine.csv``, ``pixels.npy`` and the first sections
-of ``run.toml``.
+Reads a dataset. Leaves ``manifest.parquet``, ``split.csv``, ``quarantine.csv``, ``pixels.npy``, ``leaks.json``,
+``pairs.csv`` and the first sections of ``run.toml``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,27 +22,34 @@ import numpy as np
 
 from vgg16_xray.config import SEED
 from vgg16_xray.errors import UnreadableFilm, UserError
-from vgg16_xray.files import saying_why_not_written, whole_file, write_text
+from vgg16_xray.files import read_json, saying_why_not_written, whole_file, write_json, write_text
 from vgg16_xray.films import split as splitting
 from vgg16_xray.films.dataset import Dataset, FilmRow, scan
 from vgg16_xray.films.decode import SIZE, decode, pixels_sha256, to_square
 from vgg16_xray.films.store import ArrayStore, create_array, release
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import RunDir, key_of, update_config
+from vgg16_xray.trust import leaks
+from vgg16_xray.trust.near_copies import Pair
 
 if TYPE_CHECKING:
     import pandas as pd
 
 STEP = "preprocess"
-#: Raised when the same film would give other pixels or another row than before.
+#: Raised when the same film would give other pixels than before.
 VERSION = 1
+#: Raised when other films would be taken for one, or a row would say something else.
+COPIES_VERSION = 1
 #: Columns of the manifest, in their order.
 COLUMNS = (
     "path",
     "collection",
     "label",
     "pixels_sha256",
+    "content",
     "patient_id",
+    "study_id",
+    "origin",
     "source",
     "width",
     "height",
@@ -50,6 +57,8 @@ COLUMNS = (
     "group",
     "split",
 )
+#: Films that share what one of these says stay on one side.
+CONNECTIONS = ("patient_id", "study_id", "origin")
 RESPLIT = "--resplit makes a new split in place of the data's own"
 #: Films between two notes of how far decoding has come.
 NOTE_EVERY = 256
@@ -74,9 +83,10 @@ def preprocess(
     mapping: Mapping[str, str] | None = None,
     seed: int = SEED,
     resplit: bool = False,
+    like: RunDir | None = None,
     size: int = SIZE,
 ) -> Preprocessed:
-    """Scan, decode, hash, group, split and store the films of one or several collections.
+    """Scan, decode, hash, compare, group, split and store the films of one or several collections.
 
     Args:
         data: Folders or tables, see :mod:`vgg16_xray.films.dataset`.
@@ -84,6 +94,7 @@ def preprocess(
         mapping: ``{folder: label}``, see :func:`vgg16_xray.films.dataset.scan`.
         seed: Seed of the split.
         resplit: Make a new split even where the dataset brings one.
+        like: Another run: a film that it has, whatever it is called and however it is encoded here, stays on its side.
         size: Side of the stored square, pixels.
 
     Raises:
@@ -91,38 +102,49 @@ def preprocess(
         Leak: The dataset's own split has a patient, or copies of a film, on two sides.
     """
     started = time.monotonic()
-    dataset = scan(data, mapping=mapping, without_splits=resplit)
-    listing = _listing(dataset)
+    dataset = scan(data, mapping=mapping, without_splits=resplit or like is not None)
+    listing = listing_of(dataset)
+    before = read_manifest(like) if like else None
     key = key_of(
         VERSION,
+        COPIES_VERSION,
         listing,
-        [[film.label, film.patient_id, film.source, film.split, film.mask] for film in dataset.films],
+        [
+            [film.label, film.patient_id, film.study_id, film.origin, film.source, film.split, film.mask]
+            for film in dataset.films
+        ],
         [dataset.left_out, dataset.notes, dataset.masks_without_film],
         seed,
         size,
+        None if before is None else fingerprint(before),
     )
-    outputs = [run.manifest, run.split, run.quarantine, run.pixels, run.config]
+    outputs = [run.manifest, run.split, run.quarantine, run.pixels, run.config, run.leaks, run.pairs]
     if run.is_done(STEP, key, outputs):
         manifest = read_manifest(run)
         return _summary(manifest, _count_rows(run.quarantine), already_done=True)
     with saying_why_not_written(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
     # What is decoded depends on the files alone, so that another seed, label or split finds it done.
-    staged, films, broken = _decode_all(dataset, run, key=key_of(VERSION, listing, size), size=size)
+    decoded_key = key_of(VERSION, listing, size)
+    staged, films, broken = decode_all(dataset, run, key=decoded_key, size=size)
     if len({decoded.film.label for decoded in films}) < 2:
         first = f", first {broken[0][0].path}: {broken[0][1]}" if broken else ""
         raise UserError(
             f"{', '.join(map(str, dataset.collections.values()))}: must hold readable films of at least two classes, "
             f"found {len(films)} readable films in all and {len(broken)} others{first}"
         )
-    manifest, late = _manifest(films, seed=seed)
+    pairs = find_copies_once(staged, films)
+    was = None if before is None or like is None else _found_before(staged, films, like=like, before=before)
+    manifest, late = _manifest(films, pairs, seed=seed, was=was)
     quarantine = [(f"{collection}/{path}", reason) for collection, path, reason in dataset.left_out]
     quarantine += [(f"{film.collection}/{film.path}", reason) for film, reason in broken]
     # From here on the files are exchanged one by one: until all are there, none of them is taken for this step's.
     run.unstamp(STEP)
     with whole_file(run.manifest) as temporary:
         manifest.to_parquet(temporary, index=False)
-    _write_csv(run.split, manifest[["collection", "path", "label", "group", "split"]])
+    split_columns = ["collection", "path", "label", "group", "split"]
+    _write_csv(run.split, manifest[split_columns] if was is None else manifest[split_columns].assign(was=was.names))
+    write_leaks(run, manifest, pairs, broken=len(broken))
     _write_rows(run.quarantine, ("path", "reason"), sorted(quarantine))
     update_config(
         run,
@@ -132,7 +154,7 @@ def preprocess(
             "films": len(manifest),
             "quarantined": len(quarantine),
             "fingerprint": fingerprint(manifest),
-            "split": "given with the data" if manifest.attrs["split_given"] else f"80/10/10 by group, seed {seed}",
+            "split": _how_split(manifest, seed=seed, like=like),
             "masks_without_film": dataset.masks_without_film,
             "notes": [*dataset.notes, *late],
             "collections": {name: str(root) for name, root in dataset.collections.items()},
@@ -166,6 +188,10 @@ def read_manifest(run: RunDir) -> pd.DataFrame:
             f"{run.manifest}: must be a whole Parquet table, found {error}",
             hint="delete it, and preprocess or run makes it again",
         ) from error
+    # A run that was made before near-copies were looked for knows exact ones alone.
+    for name, stand_in in (("content", manifest.get("pixels_sha256")), ("study_id", ""), ("origin", "")):
+        if name not in manifest and stand_in is not None:
+            manifest[name] = stand_in
     if missing := [name for name in COLUMNS if name not in manifest]:
         raise UserError(f"{run.manifest}: must have the columns {', '.join(COLUMNS)}, found no {', '.join(missing)}")
     if len(manifest) != (rows := len(ArrayStore(run.pixels))):
@@ -174,8 +200,7 @@ def read_manifest(run: RunDir) -> pd.DataFrame:
         )
     if wrong := sorted(set(manifest["split"]) - set(splitting.SPLITS)):
         raise UserError(f"{run.manifest}: split must be one of {', '.join(splitting.SPLITS)}, found '{wrong[0]}'")
-    groups = splitting.group_films(list(manifest["pixels_sha256"]), _patients(manifest))
-    splitting.check_no_leak(groups=groups, splits=list(manifest["split"]), names=_names(manifest))
+    splitting.check_no_leak(groups=_groups(manifest), splits=list(manifest["split"]), names=_names(manifest))
     return manifest
 
 
@@ -184,11 +209,17 @@ def fingerprint(manifest: pd.DataFrame) -> str:
     return key_of(*(list(manifest[name]) for name in ("pixels_sha256", "label", "group", "split")))
 
 
-def _patients(manifest: pd.DataFrame) -> list[str | None]:
+def _groups(manifest: pd.DataFrame) -> list[str]:
+    return splitting.group_films(
+        list(manifest["pixels_sha256"]), list(manifest["content"]), *(_within(manifest, name) for name in CONNECTIONS)
+    )
+
+
+def _within(manifest: pd.DataFrame, name: str) -> list[str | None]:
     # Two collections may number their patients alike.
     return [
-        f"{collection}/{patient}" if patient else None
-        for collection, patient in zip(manifest["collection"], manifest["patient_id"], strict=True)
+        f"{collection}/{said}" if said else None
+        for collection, said in zip(manifest["collection"], manifest[name], strict=True)
     ]
 
 
@@ -196,7 +227,7 @@ def _names(manifest: pd.DataFrame) -> list[str]:
     return [f"{collection}/{path}" for collection, path in zip(manifest["collection"], manifest["path"], strict=True)]
 
 
-def _listing(dataset: Dataset) -> list[Any]:
+def listing_of(dataset: Dataset) -> list[Any]:
     """What tells, without decoding, that the files are the same as before."""
     rows: list[Any] = [{name: str(root) for name, root in dataset.collections.items()}]
     for film in dataset.films:
@@ -216,16 +247,18 @@ def _staging(run: RunDir) -> Path:
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
+    """A film whose pixels are on the disk."""
+
     film: FilmRow
     sha256: str
     width: int
     height: int
 
 
-def _decode_all(
+def decode_all(
     dataset: Dataset, run: RunDir, *, key: str, size: int
-) -> tuple[Path, list[_Decoded], list[tuple[FilmRow, str]]]:
+) -> tuple[Path, list[Decoded], list[tuple[FilmRow, str]]]:
     """Decode every film; row i of the returned file is film i of the returned list.
 
     The journal has a line a film, written after the pixels are on the disk, so that a run that was killed goes on
@@ -274,7 +307,7 @@ def _decode_all(
     films, broken = [], []
     for film, line in zip(dataset.films, lines, strict=True):
         if "sha256" in line:
-            films.append(_Decoded(film, line["sha256"], *line["size"]))
+            films.append(Decoded(film, line["sha256"], *line["size"]))
         else:
             broken.append((film, line["reason"]))
     return _shortened(pixels, rows=len(films), size=size), films, broken
@@ -313,20 +346,20 @@ def _read_journal(journal: Path) -> list[dict[str, Any]]:
 
 def _in_order(
     dataset: Dataset, films: Sequence[FilmRow], size: int
-) -> Iterator[tuple[FilmRow, tuple[np.ndarray, _Decoded] | UnreadableFilm]]:
+) -> Iterator[tuple[FilmRow, tuple[np.ndarray, Decoded] | UnreadableFilm]]:
     """Decode on all cores, a bounded number of films ahead, and give them in their order."""
 
-    def work(film: FilmRow) -> tuple[np.ndarray, _Decoded] | UnreadableFilm:
+    def work(film: FilmRow) -> tuple[np.ndarray, Decoded] | UnreadableFilm:
         try:
             pixels = decode(dataset.file_of(film))
         except UnreadableFilm as error:
             return error
         height, width = pixels.shape
-        return to_square(pixels, size), _Decoded(film, pixels_sha256(pixels), width, height)
+        return to_square(pixels, size), Decoded(film, pixels_sha256(pixels), width, height)
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[tuple[FilmRow, Future[tuple[np.ndarray, _Decoded] | UnreadableFilm]]] = deque()
+        ahead: deque[tuple[FilmRow, Future[tuple[np.ndarray, Decoded] | UnreadableFilm]]] = deque()
         try:
             for film in films:
                 ahead.append((film, pool.submit(work, film)))
@@ -341,49 +374,173 @@ def _in_order(
                 future.cancel()
 
 
-def _manifest(films: Sequence[_Decoded], *, seed: int) -> tuple[pd.DataFrame, list[str]]:
+def find_copies_once(staged: Path, films: Sequence[Decoded]) -> list[Pair]:
+    """Which of the decoded films are the same; kept beside them, so that another seed, label or split finds it done."""
+    file = staged.with_suffix(f".copies-{COPIES_VERSION}.json")
+    if file.exists():
+        return [Pair(**pair) for pair in read_json(file)]
+    pairs = leaks.find_copies(ArrayStore(staged).take, [film.sha256 for film in films])
+    write_json(file, [asdict(pair) for pair in pairs])
+    return pairs
+
+
+def write_leaks(run: RunDir, manifest: pd.DataFrame, pairs: Sequence[Pair], *, broken: int) -> dict[str, Any]:
+    """Leave ``leaks.json`` and ``pairs.csv``; `broken` is the number of files that could not be read.
+
+    Returns:
+        What ``leaks.json`` holds, see :func:`vgg16_xray.trust.leaks.summarise`.
+    """
+    found = leaks.summarise(
+        pairs,
+        content=list(manifest["content"]),
+        sha256=list(manifest["pixels_sha256"]),
+        names=_names(manifest),
+        labels=list(manifest["label"]),
+        collections=list(manifest["collection"]),
+        patients=[patient or "" for patient in _within(manifest, "patient_id")],
+    )
+    found["broken"] = broken
+    write_json(run.leaks, found)
+    columns = tuple(name for name in (found["pairs"] or [{}])[0] if name != "rows") or ("first", "second", "same")
+    _write_rows(run.pairs, columns, [tuple(pair[name] for name in columns) for pair in found["pairs"]])
+    return found
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What another run knew of these films."""
+
+    #: (N,) side there, and what the film is called there; empty where it is new.
+    sides: list[str]
+    names: list[str]
+    #: Films of the other run that are here no more.
+    gone: int
+
+
+def _found_before(staged: Path, films: Sequence[Decoded], *, like: RunDir, before: pd.DataFrame) -> _Before:
+    """Find each film in another run by what it shows."""
+    old, new, many = ArrayStore(like.pixels), ArrayStore(staged), len(before)
+    if old.shape[1:] != new.shape[1:]:
+        raise UserError(
+            f"--like {like.path}: must hold films of {new.shape[1]} x {new.shape[2]} pixels, found "
+            f"{old.shape[1]} x {old.shape[2]}"
+        )
+
+    def take(rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), *new.shape[1:]), np.uint8)
+        first = rows < many
+        out[first], out[~first] = old.take(rows[first]), new.take(rows[~first] - many)
+        return out
+
+    hashes = [*before["pixels_sha256"], *(film.sha256 for film in films)]
+    sides, names = [""] * len(films), [""] * len(films)
+    before_sides, before_names = list(before["split"]), _names(before)
+    seen: set[int] = set()
+    # The surest last, so that it has the last word.
+    for pair in reversed(leaks.find_copies(take, hashes, first_of_second=many)):
+        if pair.same:
+            sides[pair.second - many] = before_sides[pair.first]
+            names[pair.second - many] = before_names[pair.first]
+            seen.add(pair.first)
+    return _Before(sides=sides, names=names, gone=many - len(seen))
+
+
+def table_of(films: Sequence[Decoded], pairs: Sequence[Pair]) -> pd.DataFrame:
+    """The manifest without groups and sides: a row a film."""
     import pandas as pd
 
-    table = pd.DataFrame(
+    hashes = [film.sha256 for film in films]
+    return pd.DataFrame(
         {
             "path": [d.film.path for d in films],
             "collection": [d.film.collection for d in films],
             "label": [d.film.label for d in films],
-            "pixels_sha256": [d.sha256 for d in films],
+            "pixels_sha256": hashes,
+            "content": leaks.contents(hashes, pairs),
             "patient_id": [d.film.patient_id or "" for d in films],
+            "study_id": [d.film.study_id or "" for d in films],
+            "origin": [d.film.origin or "" for d in films],
             "source": [d.film.source or "" for d in films],
             "width": [d.width for d in films],
             "height": [d.height for d in films],
             "mask": [d.film.mask or "" for d in films],
         }
     )
-    labels, pixels = list(table["label"]), list(table["pixels_sha256"])
-    groups = splitting.group_films(pixels, _patients(table))
+
+
+def _manifest(
+    films: Sequence[Decoded], pairs: Sequence[Pair], *, seed: int, was: _Before | None
+) -> tuple[pd.DataFrame, list[str]]:
+    table = table_of(films, pairs)
+    labels, content = list(table["label"]), list(table["content"])
+    table["group"] = groups = _groups(table)
     given = [d.film.split or "" for d in films]
-    table["group"] = groups
-    table["split"] = (
-        _given_split(given, labels=labels, groups=groups, pixels=pixels, seed=seed)
-        if given[0]
-        else splitting.split_films(labels=labels, groups=groups, pixels=pixels, seed=seed)
-    )
+    notes: list[str] = []
+    if given[0]:
+        table["split"] = _given_split(given, labels=labels, groups=groups, pixels=content, seed=seed)
+    else:
+        kept, moved = _kept_sides(groups, was) if was else ({}, [])
+        table["split"] = splitting.split_films(labels=labels, groups=groups, pixels=content, seed=seed, kept=kept)
+        if was:
+            notes += _notes_on_before(table, was, moved)
     splitting.check_no_leak(groups=groups, splits=list(table["split"]), names=_names(table))
     if given[0]:
         splitting.check_every_class_on_every_side(labels=labels, splits=list(table["split"]), hint=RESPLIT)
     else:
         splitting.check_every_class_on_every_side(labels=labels, splits=list(table["split"]))
     table.attrs["split_given"] = bool(given[0])
-    notes = []
-    if copies := len(pixels) - len(set(pixels)):
-        notes.append(f"{copies} films are exact copies of another; copies stand on one side of the split")
-    if contradicted := splitting.conflicts(labels=labels, pixels=pixels):
+    exact = len(content) - table["pixels_sha256"].nunique()
+    near = len(content) - len(set(content)) - exact
+    if exact:
+        notes.append(f"{exact} films are exact copies of another; copies stand on one side of the split")
+    if near:
         notes.append(
-            f"{len(contradicted)} films show exactly what a film of another class shows, first "
-            f"{table['path'][contradicted[0]]}; they are used for training only"
-            if not given[0]
-            else f"{len(contradicted)} films show exactly what a film of another class shows, first "
-            f"{table['path'][contradicted[0]]}"
+            f"{near} films show what another shows, encoded, cut or mirrored otherwise (pairs.csv); they stand on one "
+            "side of the split"
+        )
+    if contradicted := splitting.conflicts(labels=labels, pixels=content):
+        notes.append(
+            f"{len(contradicted)} films show what a film of another class shows, first "
+            f"{table['path'][contradicted[0]]}, all in leaks.json"
+            + ("" if given[0] else "; they are used for training only")
         )
     return table, notes
+
+
+def _kept_sides(groups: Sequence[str], was: _Before) -> tuple[dict[str, str], list[int]]:
+    """Side of each group that was there, and films that cannot stay where they were: their group had two sides."""
+    sides: dict[str, set[str]] = {}
+    for group, side in zip(groups, was.sides, strict=True):
+        if side:
+            sides.setdefault(group, set()).add(side)
+    kept = {group: found.pop() if len(found) == 1 else splitting.TRAIN for group, found in sides.items()}
+    return kept, [i for i, side in enumerate(was.sides) if side and kept[groups[i]] != side]
+
+
+def _notes_on_before(table: pd.DataFrame, was: _Before, moved: Sequence[int]) -> list[str]:
+    new = sum(not name for name in was.names)
+    notes = [
+        f"{len(table) - new} films were there before and {new} are new; {was.gone} of those before are gone. What each "
+        "was called is in split.csv"
+    ]
+    contradicted = [i for i, side in enumerate(was.sides) if side and table["split"][i] != side and i not in set(moved)]
+    if moved:
+        notes.append(
+            f"{len(moved)} films had to move to training, first {table['path'][moved[0]]}: what connects them was not "
+            "known before and stood on two sides"
+        )
+    if contradicted:
+        notes.append(
+            f"{len(contradicted)} films had to move to training, first {table['path'][contradicted[0]]}: they now "
+            "stand under two labels"
+        )
+    return notes
+
+
+def _how_split(manifest: pd.DataFrame, *, seed: int, like: RunDir | None) -> str:
+    if manifest.attrs["split_given"]:
+        return "given with the data"
+    return f"80/10/10 by group, seed {seed}" + (f", films of {like.path.resolve()} on their sides" if like else "")
 
 
 def _given_split(
