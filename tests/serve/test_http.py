@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import socket
 import struct
@@ -13,6 +14,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -234,6 +236,10 @@ def test_other_origins_are_let_in_only_where_they_are_named(bundle: Path) -> Non
     with running(bundle, "--cors", "https://viewer.example", "--no-page") as server:
         asked = {"Origin": "https://viewer.example"}
         assert ask(f"{server.address}/v2", **asked)[1]["access-control-allow-origin"] == "https://viewer.example"
+        preflight = Request(f"{server.address}/v1/predict", method="OPTIONS", headers=asked)
+        preflight.add_header("Access-Control-Request-Method", "POST")
+        preflight.add_header("Access-Control-Request-Headers", "authorization")
+        assert urlopen(preflight, timeout=60).status == 200
         assert "access-control-allow-origin" not in ask(f"{server.address}/v2", Origin="https://other.example")[1]
         assert ask(server.address)[0] == 404
 
@@ -258,6 +264,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(bundle: Path) -> None:
         assert slow.recv(64).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_finishes_what_was_accepted(bundle: Path, film: Path, workers: str) -> None:
     with running(bundle, "--workers", workers, "--batch", "2") as server:
@@ -272,10 +279,35 @@ def test_sigterm_finishes_what_was_accepted(bundle: Path, film: Path, workers: s
             one.start()
         time.sleep(0.4)
         server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)
+        # Who comes now is told so, and not cut off.
+        for found in (ask(f"{server.address}/v2/health/ready"), ask(f"{server.address}/v1/predict", body)):
+            assert (found[0], found[1]["connection"]) == (503, "close")
         for one in clients:
             one.join()
         assert answers == [200] * 6
         assert server.process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_replaced(bundle: Path, film: Path) -> None:
+    with running(bundle, "--workers", "2") as server:
+        while len(server.events("serving")) < 2:
+            time.sleep(0.1)
+        time.sleep(5)  # sooner, it would be taken for one that cannot start
+        os.kill(server.events("serving")[0]["process"], signal.SIGKILL)
+        while len(server.events("serving")) < 3:
+            time.sleep(0.1)
+        assert [row["code"] for row in server.events("replaced")] == [-signal.SIGKILL]
+        for _ in range(4):
+            predict(server, ("a.png", film.read_bytes()))
+
+
+def test_an_answer_that_takes_too_long_is_not_waited_for(bundle: Path, film: Path) -> None:
+    with running(bundle, "--seconds", "0.02") as server:
+        status, headers, body = ask(f"{server.address}/v1/predict", form(*[("a.png", film.read_bytes())] * 8))
+        assert (status, headers["retry-after"]) == (503, "5")
+        assert b"no answer within 0.02 s" in body
 
 
 def test_several_processes_count_together(bundle: Path, film: Path) -> None:

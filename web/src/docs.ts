@@ -16,8 +16,13 @@ function el(tag: string, name: string, ...children: (Node | string)[]): HTMLElem
   return made;
 }
 
+/** What stands between double backticks is code. */
+function withCode(text: string): (Node | string)[] {
+  return text.split("``").map((part, i) => (i % 2 ? el("code", "", part) : part));
+}
+
 function door(method: string, path: string, operation: Operation): HTMLElement {
-  const text = (operation.description ?? "").split("\n\n").map((paragraph) => el("p", "", paragraph));
+  const text = (operation.description ?? "").split("\n\n").map((paragraph) => el("p", "", ...withCode(paragraph)));
   const given = (operation.parameters ?? []).map(({ name, in: place, description }) => el("li", "", el("code", "", name), ` in ${place}. ${description ?? ""}`));
   const bodies = Object.keys(operation.requestBody?.content ?? {}).map((type) => el("li", "", "Body: ", el("code", "", type)));
   const answers = Object.entries(operation.responses).map(([status, { description }]) => el("li", "", el("code", "", status), ` ${description}`));

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -83,7 +84,13 @@ def make_app(settings: Settings, classifier: Classifier) -> Guard:
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
     if settings.origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["GET", "POST"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", protocol.HEADER_LENGTH],
+            expose_headers=["X-Request-ID", protocol.HEADER_LENGTH],
+        )
     _add_films(app, settings, service)
     guard = Guard(app, settings=settings, metrics=metrics)
     _add_protocol(app, settings, service, guard)
@@ -151,17 +158,17 @@ def _add_protocol(app: FastAPI, settings: Settings, service: Service, guard: Gua
             raise Refusal(503, "the server is about to stop", retry_after=5)
         return {"ready": True}
 
-    async def model_ready(name: str, version: str = VERSION) -> dict[str, Any]:
-        _known(name, version)
+    async def model_ready(request: Request, name: str) -> dict[str, Any]:
+        _known(request, name)
         return {"name": NAME, **ready()}
 
-    async def model(name: str, version: str = VERSION) -> dict[str, Any]:
-        _known(name, version)
+    async def model(request: Request, name: str) -> dict[str, Any]:
+        _known(request, name)
         return protocol.metadata(NAME, VERSION, shapes)
 
-    async def infer(request: Request, name: str, version: str = VERSION) -> Response:
+    async def infer(request: Request, name: str) -> Response:
         """Decoded films in one tensor ``pixels``, UINT8 [films, height, width], as JSON or as raw bytes."""
-        _known(name, version)
+        _known(request, name)
         body = _inflated(await _body(request, settings), request.headers.get("content-encoding"), settings.max_bytes)
         asked = protocol.read(body, request.headers.get(protocol.HEADER_LENGTH))
         films, (height, width) = len(asked.pixels), asked.pixels.shape[1:]
@@ -188,15 +195,13 @@ def _add_protocol(app: FastAPI, settings: Settings, service: Service, guard: Gua
         )(infer)  # fmt: skip
 
 
-def _known(name: str, version: str) -> None:
-    if (name, version) != (NAME, VERSION):
+def _known(request: Request, name: str) -> None:
+    if (name, request.path_params.get("version", VERSION)) != (NAME, VERSION):
         raise Refusal(404, f"model: must be '{NAME}', version {VERSION}")
 
 
 def _columns(answers: Sequence[Answered], wanted: Any) -> dict[str, Any]:
     """Output -> its values for all films."""
-    import numpy as np
-
     return {
         name: [getattr(answer.prediction, name) for answer in answers]
         if protocol.OUTPUTS[name] == "BYTES"

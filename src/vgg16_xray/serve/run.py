@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from tempfile import TemporaryDirectory
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
 from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.errors import UserError
@@ -132,6 +133,7 @@ def _supervise(settings: Settings, bound: socket.socket) -> None:
                         f"--workers: a process ended with {process.exitcode} as it started; its log knows why"
                     )
                 log("replaced", process=process.pid, code=process.exitcode)
+                mark_process_dead(process.pid)
                 processes[i] = start()
     finally:
         for process, _ in processes:
