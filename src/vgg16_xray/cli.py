@@ -424,6 +424,47 @@ def export(
 
 
 @app.command()
+def evaluate(  # noqa: PLR0917
+    model: Annotated[Path, typer.Argument(help="A bundle or a run.", show_default=False)],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder for page and numbers.", show_default=False)],
+    mapping: Map = None,
+    trained_on: Annotated[
+        Path | None,
+        typer.Option("--trained-on", help="Of a bundle: the run whose films are looked for among these."),
+    ] = None,
+    prevalence: Annotated[
+        list[float] | None,
+        typer.Option("--prevalence", min=0, max=1, help="For predictive values. Repeatable; five by default."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """External test: a model on somebody else's films, its own taken out first; drop, subgroups, calibration, refusal.
+
+    Example: vgg16-xray evaluate bundle elsewhere --map Tuberculosis= --trained-on runs/default --out external
+    """
+    require("train", purpose="vgg16-xray evaluate")
+    from vgg16_xray.evaluate import evaluate as evaluate_model
+    from vgg16_xray.films.dataset import parse_mapping
+    from vgg16_xray.report.external import say_evaluation
+    from vgg16_xray.rundir import EvaluationDir
+    from vgg16_xray.trust.operating import PREVALENCES
+
+    found = evaluate_model(
+        model,
+        data,
+        out,
+        mapping=parse_mapping(mapping or []),
+        trained_on=trained_on,
+        prevalences=prevalence or PREVALENCES,
+    )
+    if json:
+        _say_json(found)
+    else:
+        say_evaluation(found, EvaluationDir(out).page)
+
+
+@app.command()
 def check(
     bundle: Annotated[
         Path | None, typer.Argument(help="A bundle; by default the model in the package.", show_default=False)

@@ -297,6 +297,23 @@ class CardsDir:
 
 
 @dataclass(frozen=True)
+class EvaluationDir:
+    """Where ``vgg16-xray evaluate --out`` puts what it found."""
+
+    path: Path
+
+    @property
+    def page(self) -> Path:
+        """The self-contained page."""
+        return self.path / "evaluation.html"
+
+    @property
+    def numbers(self) -> Path:
+        """What :func:`vgg16_xray.evaluate.evaluate` found, as JSON."""
+        return self.path / "evaluation.json"
+
+
+@dataclass(frozen=True)
 class ComparisonDir:
     """Where ``vgg16-xray compare --out`` puts what it found."""
 

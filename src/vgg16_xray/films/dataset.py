@@ -103,7 +103,13 @@ class _Found:
     masks_without_film: int = 0
 
 
-def scan(data: Sequence[Path], *, mapping: Mapping[str, str] | None = None, without_splits: bool = False) -> Dataset:
+def scan(
+    data: Sequence[Path],
+    *,
+    mapping: Mapping[str, str] | None = None,
+    without_splits: bool = False,
+    least_classes: int = 2,
+) -> Dataset:
     """List the films of one or several collections.
 
     Args:
@@ -111,12 +117,13 @@ def scan(data: Sequence[Path], *, mapping: Mapping[str, str] | None = None, with
             that say nothing else.
         mapping: ``{folder or label: label}``; to an empty label: the films are left out.
         without_splits: Forget on which side the dataset puts its films.
+        least_classes: Fewer are refused; a test elsewhere may have one.
 
     Returns:
         The films in the order of their collection and path.
 
     Raises:
-        UserError: A path is missing or in no accepted layout, a table lacks a column, fewer than two classes are left.
+        UserError: A path is missing or in no accepted layout, a table lacks a column, too few classes are left.
     """
     if not data:
         raise UserError("DATA: must name at least one folder or table, found none")
@@ -148,9 +155,10 @@ def scan(data: Sequence[Path], *, mapping: Mapping[str, str] | None = None, with
         films = [replace(film, split=None) for film in films]
     _check_splits(films)
     labels = sorted({film.label for film in films})
-    if len(labels) < 2:
+    if len(labels) < least_classes:
+        at_least = "two classes" if least_classes == 2 else f"{least_classes} class(es)"
         raise UserError(
-            f"{' '.join(map(str, data))}: must hold films of at least two classes, found "
+            f"{' '.join(map(str, data))}: must hold films of at least {at_least}, found "
             + (f"one, '{labels[0]}'" if labels else "no film"),
             hint="expected DATA/<class>/*, DATA/<class>/images/*, DATA/{train,val,test}/<class>/*, or a table with "
             "columns path and label",

@@ -81,9 +81,9 @@ def write_report(run: RunDir) -> Path:
         UserError: A file of the run is damaged, or the page cannot be written.
     """
     filters: dict[str, Callable[..., str]] = {
-        "percent": _percent,
-        "figure": _figure,
-        "interval": _interval,
+        "percent": percent_words,
+        "figure": figure_words,
+        "interval": interval_words,
         "duration": duration,
     }
     write_text(run.report, template("report.html.j2", filters).render(_content(run)))
@@ -114,18 +114,20 @@ def template(name: str, filters: Mapping[str, Callable[..., str]]) -> jinja2.Tem
 # -- how numbers are written
 
 
-def _percent(share: float | None) -> str:
+def percent_words(share: float | None) -> str:
+    """``94.6 %``."""
     return "not defined" if share is None else f"{100 * share:.1f} %"
 
 
-def _figure(figure: Mapping[str, float | None], *, percent: bool = False) -> str:
+def figure_words(figure: Mapping[str, float | None], *, percent: bool = False) -> str:
+    """The value of a figure, ``0.946`` or ``94.6 %``."""
     value = figure["value"]
     if value is None:
         return "not defined"
     return f"{100 * value:.1f} %" if percent else f"{value:.3f}"
 
 
-def _interval(figure: Mapping[str, float | None], *, percent: bool = False) -> str:
+def interval_words(figure: Mapping[str, float | None], *, percent: bool = False) -> str:
     """Both bounds, or nothing where the bootstrap knows none."""
     low, high = figure.get("low"), figure.get("high")
     if low is None or high is None or not has_interval(figure):
