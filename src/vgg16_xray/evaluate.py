@@ -207,29 +207,34 @@ def _overlap(films: Sequence[_Film], run: RunDir) -> list[dict[str, Any]]:
     from vgg16_xray.trust.leaks import find_copies
 
     manifest, store = pd.read_parquet(run.manifest), ArrayStore(run.pixels)
-    own = len(manifest)
+    own, row_of = len(manifest), {sha256: row for row, sha256 in reversed([*enumerate(manifest["pixels_sha256"])])}
+    found = {film.sha256: (row_of[film.sha256], True) for film in films if film.sha256 in row_of}
+    # Near-copies are looked for among the others: a film that is found already is not compared with the rest.
+    others = list({film.sha256: film for film in films if film.sha256 not in found}.values())
 
     def squares(rows: np.ndarray) -> np.ndarray:
-        return np.stack([store.take(np.array([i]))[0] if i < own else films[i - own].square for i in rows.tolist()])
+        return np.stack([store.take(np.array([i]))[0] if i < own else others[i - own].square for i in rows.tolist()])
 
-    hashes = [*manifest["pixels_sha256"], *(film.sha256 for film in films)]
-    pairs = [pair for pair in find_copies(squares, hashes, first_of_second=own) if pair.same]
-    found: dict[int, dict[str, Any]] = {}
-    for pair in pairs:
-        first, second = sorted((pair.first, pair.second))
-        row = manifest.iloc[first]
-        found.setdefault(
-            second - own,
-            {
-                "film": _named(films[second - own].row),
-                "own": f"{row['collection']}/{row['path']}",
-                "split": str(row["split"]),
-                "exact": bool(hashes[first] == hashes[second]),
-            },
-        )
-    # Films with equal pixels stand or fall together.
-    gone = {films[i].sha256: entry for i, entry in found.items()}
-    return [gone[film.sha256] | {"film": _named(film.row)} for film in films if film.sha256 in gone]
+    if others:
+        hashes = [*manifest["pixels_sha256"], *(film.sha256 for film in others)]
+        for pair in find_copies(squares, hashes, first_of_second=own):
+            if pair.same:
+                first, second = sorted((pair.first, pair.second))
+                found.setdefault(hashes[second], (first, False))
+    entries = []
+    for film in films:
+        if film.sha256 in found:
+            row, exact = found[film.sha256]
+            mine = manifest.iloc[row]
+            entries.append(
+                {
+                    "film": _named(film.row),
+                    "own": f"{mine['collection']}/{mine['path']}",
+                    "split": str(mine["split"]),
+                    "exact": exact,
+                }
+            )
+    return entries
 
 
 def _columns(dataset: Dataset, rows: Sequence[FilmRow]) -> dict[str, list[str]]:
