@@ -156,7 +156,13 @@ def _own_figures(answering: Any, run: RunDir) -> tuple[dict[str, Any] | None, di
         tested, validated = figures.get("test"), figures.get("validation")
         return tested, validated if validated and "calibration" in validated else None, "the bundle's internal test"
     if run.test.exists() and run.validation.exists():
-        return read_json(run.test), read_json(run.validation), f"the internal test of {run.path}"
+        validated = read_json(run.validation)
+        # A run that an older version validated was not calibrated.
+        return (
+            read_json(run.test),
+            validated if "calibration" in validated else None,
+            f"the internal test of {run.path}",
+        )
     return None, None, ""
 
 

@@ -128,8 +128,8 @@ def _heat(found: Mapping[str, Any] | None) -> Iterator[str]:
     yield from ("## What its heat maps are worth", "")
     yield (
         f"Grad-CAM of the logit on the last 14 x 14 map. On {found['films']} validation films the answered class's "
-        f"probability, averaged while parts of the film are blurred, hottest first, is {deletion['heat']:.3f} (in random "
-        f"order {deletion['random']:.3f}: lower is better); while they appear, {insertion['heat']:.3f} "
+        f"probability, averaged while parts of the film are blurred, hottest first, is {deletion['heat']:.3f} (in "
+        f"random order {deletion['random']:.3f}: lower is better); while they appear, {insertion['heat']:.3f} "
         f"({insertion['random']:.3f}: higher is better). "
         + "Rank correlation with the maps of the model with parts drawn anew: "
         + ", ".join(f"{name} {value:+.2f}" for name, value in found["randomised"].items())

@@ -207,7 +207,7 @@ def _refusal(
     """What the bundle refuses and abstains from, fitted with the float32 graph."""
     from vgg16_xray.films.decode import to_square
     from vgg16_xray.trust import shift
-    from vgg16_xray.trust.refuse import FILMS, fit
+    from vgg16_xray.trust.refuse import EACH, FILMS, fit
 
     session = session_of(source.graph(temperature=1.0))
 
@@ -232,6 +232,7 @@ def _refusal(
         targets=source.targets(validation),
         labels=source.config.labels,
         rate=rate,
+        each=min(EACH, max(10, len(known) // 10)),
     )
 
 
