@@ -32,6 +32,7 @@ DOCS = HERE.parent / "docs"
 #: Name of a part -> its script, in the order of the table.
 PARTS = {
     "accuracy": "equal_accuracy.py",
+    "bundle": "bundle.py",
     "engines": "engines.py",
     "finetune": "finetune.py",
     "scale": "scale.py",

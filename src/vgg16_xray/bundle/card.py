@@ -15,6 +15,8 @@ SHOWN = {
     "macro_f1": "macro-F1",
     "macro_auroc": "macro AUROC",
 }
+#: Of fewer drawn films the card says nothing: a model of real films seldom knows what is drawn.
+ENOUGH = 6
 
 
 def model_card(config: BundleConfig) -> str:
@@ -135,7 +137,7 @@ def _heat(found: Mapping[str, Any] | None) -> Iterator[str]:
         + ", ".join(f"{name} {value:+.2f}" for name, value in found["randomised"].items())
         + " (near 0: the map shows what was learned)."
     )
-    if drawn["films"]:
+    if drawn["films"] >= ENOUGH:
         yield (
             f"On {drawn['films']} drawn films whose class it named, {drawn['inside']:.0%} of the heat lies inside the "
             f"drawn lesion, which covers {drawn['area']:.0%} of the film."

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 #: Training films that show int8 its ranges, the same number of each class.
 CALIBRATION_FILMS = 64
 #: Validation films that heat maps are measured on.
-HEAT_FILMS = 8
+HEAT_FILMS = 24
 #: Films of a class that the model does not know, that stand for it.
 ELSEWHERE_FILMS = 200
 #: Films that go through a graph together.
