@@ -31,8 +31,6 @@ LARGEST_WEIGHT = 63
 #: A byte reaches so much further than any film did that was measured. What is cut off costs more than a coarser step:
 #: the head reads maxima.
 ROOM = 1.1
-#: TensorProto.FLOAT.
-FLOAT = 1
 THREE_BY_THREE: Mapping[str, Any] = MappingProxyType({"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})
 #: Number, in ``features``, of the ReLU that yields the feature map.
 LAST_RELU = 29
@@ -57,9 +55,8 @@ class Reached:
 class Int8:
     """How a network is computed in bytes.
 
-    The first convolution reads pixels, on which a byte is coarsest, and has whole numbers for weights. What the last
-    one sums up is not made bytes again: it is what the head reads, maxima among it, and a byte would cut off the
-    largest of films that reach further.
+    The first convolution reads pixels, on which a byte is coarsest, and has whole numbers for weights. The last one
+    yields more than bytes.
     """
 
     #: By the number of the ReLU in ``features``.
@@ -139,9 +136,10 @@ def _write_base(graph: _Graph, model: VGG16, int8: Int8 | None) -> str:
         if isinstance(layer, nn.Conv2d):
             weight, bias = (part.detach().cpu().float().numpy() for part in (layer.weight, layer.bias))  # type: ignore[union-attr]
             yields = int8.reached[number + 1] if int8 else None
-            if given and yields:
-                as_values = number + 1 == LAST_RELU
-                x = _write_convolution_of_bytes(graph, x, y, weight, bias, given, None if as_values else yields)
+            if given and yields and number + 1 == LAST_RELU:
+                x = _write_last_convolution(graph, x, weight, bias, given, yields)
+            elif given and yields:
+                x = _write_convolution_of_bytes(graph, x, y, weight, bias, given, yields.step)
             elif yields:
                 x = _write_exact_convolution(graph, weight=weight, bias=bias, yields=yields)
             else:
@@ -149,7 +147,8 @@ def _write_base(graph: _Graph, model: VGG16, int8: Int8 | None) -> str:
                 x = graph.node("Conv", [x, *parts], y, **THREE_BY_THREE)
             given = yields
         elif isinstance(layer, nn.ReLU):
-            x = x if x in graph.scales else graph.node("Relu", [x], FEATURE_MAP if number == LAST_RELU else y)
+            if not given:
+                x = graph.node("Relu", [x], FEATURE_MAP if number == LAST_RELU else y)
         else:
             scale = graph.scales.get(x)
             x = graph.node("MaxPool", [x], y, kernel_shape=[2, 2], strides=[2, 2])
@@ -179,42 +178,50 @@ def _write_exact_convolution(graph: _Graph, *, weight: np.ndarray, bias: np.ndar
     bias = bias + (weight * (mean - exact)).sum(axis=(1, 2, 3))
     # Partial sums, rounded weights included, stay below 2^24, from where on float32 skips whole numbers.
     furthest = np.maximum(mean, 255 - mean)
-    scale = ((np.abs(weight) * furthest).sum(axis=(1, 2, 3)) + np.abs(bias)).clip(1e-12) / 2**23
+    scale = float(((np.abs(weight) * furthest).sum(axis=(1, 2, 3)) + np.abs(bias)).max()) / 2**23
     graph.scales["features.1"] = graph.tensor("features.1.scale", yields.step)
     graph.tensor("zero", 0, np.uint8)
     given = [
         graph.nodes[-1].output[0],
-        graph.tensor("features.0.weight", np.rint(weight / scale[:, None, None, None])),
+        graph.tensor("features.0.weight", np.rint(weight / scale)),
         graph.tensor("features.0.bias", np.rint(bias / scale)),
     ]
     x = graph.node("Conv", given, "features.0", **THREE_BY_THREE)
-    steps = graph.tensor("features.1.steps", yields.step / scale)
-    return graph.node("QuantizeLinear", [x, steps, graph.tensor("zeros", 0 * scale, np.uint8)], "features.1", axis=1)
+    return graph.node("QuantizeLinear", [x, graph.tensor("features.1.step", yields.step / scale), "zero"], "features.1")
 
 
 def _write_convolution_of_bytes(  # noqa: PLR0917 (its two ends, its parameters)
-    graph: _Graph, x: str, y: str, weight: np.ndarray, bias: np.ndarray, given: Reached, yields: Reached | None
+    graph: _Graph, x: str, y: str, weight: np.ndarray, bias: np.ndarray, given: Reached, step: float
 ) -> str:
-    """A convolution whose weights are bytes, and the ReLU behind it; without `yields` its values, and no ReLU."""
+    """A convolution whose weights are bytes, and the ReLU behind it; one step of a byte of its output is `step`."""
     scale = np.abs(weight).max(axis=(1, 2, 3)).clip(1e-12) / LARGEST_WEIGHT
     rounded = np.rint(weight / scale[:, None, None, None])
     # Rounding moved the weights; on the films' mean activations that adds a constant, which the bias takes off again.
     bias = bias - (rounded * scale[:, None, None, None] - weight).sum(axis=(2, 3)) @ given.mean
-    bytes_, zero = graph.tensor(f"{y}.weight", rounded, np.int8), graph.tensor("zero_weight", 0, np.int8)
-    if yields is None:
-        summed = graph.node("ConvInteger", [x, bytes_, "zero", zero], f"{y}.summed", **THREE_BY_THREE)
-        numbers = graph.node("Cast", [summed], f"{y}.numbers", to=FLOAT)
-        steps = graph.tensor(f"{y}.steps", (scale * given.step)[:, None, None])
-        values = graph.node("Mul", [numbers, steps], f"{y}.values")
-        return graph.node("Add", [values, graph.tensor(f"{y}.bias", bias[:, None, None])], y)
-    graph.scales[y] = graph.tensor(f"{y}.scale", yields.step)
+    graph.scales[y] = graph.tensor(f"{y}.scale", step)
     parts = [
         *(x, graph.scales[x], "zero"),
-        *(bytes_, graph.tensor(f"{y}.weight.scale", scale), zero),
+        graph.tensor(f"{x}.next.weight", rounded, np.int8),
+        *(graph.tensor(f"{x}.next.weight.scale", scale), graph.tensor("zero_weight", 0, np.int8)),
         *(graph.scales[y], "zero"),
         graph.tensor(f"{y}.bias", np.rint(bias / (scale * given.step)), np.int32),
     ]
     return graph.node("QLinearConv", parts, y, **THREE_BY_THREE)
+
+
+def _write_last_convolution(
+    graph: _Graph, x: str, weight: np.ndarray, bias: np.ndarray, given: Reached, yields: Reached
+) -> str:
+    """The last convolution twice: bytes of what lies below half of the reach, and bytes of what goes beyond.
+
+    Their sum is the feature map. The head reads maxima of it, so a value beyond the reach must not be cut off, and those
+    below deserve the finer steps.
+    """
+    values = []
+    for name, step, begins in (("low", yields.step / 2, 0.0), ("high", yields.step, yields.step / 2 * 255)):
+        part = _write_convolution_of_bytes(graph, x, f"feature_map.{name}", weight, bias - begins, given, step)
+        values.append(graph.node("DequantizeLinear", [part, graph.scales[part], "zero"], f"{part}.values"))
+    return graph.node("Add", values, FEATURE_MAP)
 
 
 def _write_head(graph: _Graph, model: VGG16, last_map: str) -> int:

@@ -18,8 +18,19 @@ from vgg16_xray.errors import UserError
 
 #: Every operator that :mod:`vgg16_xray.bundle.graph` writes.
 OPERATORS = frozenset(
-    {"Add", "Cast", "Concat", "Conv", "ConvInteger", "Div", "Flatten", "Gemm", "GlobalAveragePool", "GlobalMaxPool"}
-    | {"MaxPool", "Mul", "QLinearConv", "QuantizeLinear", "Relu", "Resize", "Softmax", "Sub", "Unsqueeze"}
+    {
+        "Add",
+        "Cast",
+        "Concat",
+        "Conv",
+        "DequantizeLinear",
+        "Div",
+        "Flatten",
+        "Gemm",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+    }
+    | {"MaxPool", "QLinearConv", "QuantizeLinear", "Relu", "Resize", "Softmax", "Sub", "Unsqueeze"}
 )
 #: Versions of the operators that are understood.
 OPSETS = range(13, 24)
