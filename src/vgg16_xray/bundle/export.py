@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 #: Training films that show int8 its ranges, the same number of each class.
 CALIBRATION_FILMS = 64
 #: Validation films that heat maps are measured on.
-HEAT_FILMS = 24
+HEAT_FILMS = 12
 #: Films of a class that the model does not know, that stand for it.
-ELSEWHERE_FILMS = 200
+ELSEWHERE_FILMS = 100
 #: Films that go through a graph together.
 BATCH = 8
 #: Golden films: class, seed, and (H, W), so that the graph's stretching is tried as well.

@@ -209,13 +209,13 @@ def _write_convolution_of_bytes(  # noqa: PLR0917 (its two ends, its parameters)
     return graph.node("QLinearConv", parts, y, **THREE_BY_THREE)
 
 
-def _write_last_convolution(
+def _write_last_convolution(  # noqa: PLR0917 (as above)
     graph: _Graph, x: str, weight: np.ndarray, bias: np.ndarray, given: Reached, yields: Reached
 ) -> str:
     """The last convolution twice: bytes of what lies below half of the reach, and bytes of what goes beyond.
 
-    Their sum is the feature map. The head reads maxima of it, so a value beyond the reach must not be cut off, and those
-    below deserve the finer steps.
+    Their sum is the feature map. The head reads maxima of it, so a value beyond the reach must not be cut off, and
+    those below deserve the finer steps.
     """
     values = []
     for name, step, begins in (("low", yields.step / 2, 0.0), ("high", yields.step, yields.step / 2 * 255)):
