@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -210,7 +209,8 @@ class Classifier:
         best = int(p.argmax())
         answer, reason, may_be = ANSWERED, "", None
         if self.config.refusal is not None:
-            judge = import_module("vgg16_xray.trust.refuse").judge
+            from vgg16_xray.trust.refuse import judge
+
             answer, reason = judge(self.config.refusal, pixels=film, probabilities=p, embedding=outputs.embedding)
         if self.config.conformal is not None:
             from vgg16_xray.trust.calibrate import conformal_set
