@@ -658,7 +658,9 @@ def audit_all(what: Audited, out: AuditOut = None, mapping: Map = None) -> None:
     Example: vgg16-xray audit radiography
     """
     require("train", purpose="vgg16-xray audit")
+    from vgg16_xray.files import read_json
     from vgg16_xray.report.audit import say_audited, write_audit_page
+    from vgg16_xray.report.leaks import write_leaks_page
     from vgg16_xray.steps.audit import audit as audit_run
     from vgg16_xray.steps.audit import audit_data
 
@@ -667,6 +669,9 @@ def audit_all(what: Audited, out: AuditOut = None, mapping: Map = None) -> None:
         found = audit_run(run_dir) if is_run else audit_data(what, run_dir, mapping=_mapping(mapping))
         say_audited(found)
         typer.echo(f"audit: {write_audit_page(run_dir, found)}")
+        if run_dir.leaks.exists():
+            leaks = write_leaks_page(run_dir.leaks_page, read_json(run_dir.leaks), pixels=run_dir.pixels)
+            typer.echo(f"the same film again, pairs side by side: {leaks}")
 
 
 @audit.command("leaks")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vgg16_xray.films.phantom import Faults, write_dataset
 from vgg16_xray.report.audit import write_audit_page
@@ -68,13 +69,17 @@ def test_the_page_shows_verdict_reasons_and_ladder_and_asks_nobody(bordered: Run
 
 
 def test_a_split_of_the_data_that_leaks_is_judged_and_not_refused(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "drawn", films=40, seed=2, size=64, imbalance=TWO, films_per_patient=(1, 1), masks=False)
+    write_dataset(tmp_path / "drawn", films=40, seed=2, size=128, imbalance=TWO, films_per_patient=(1, 1), masks=False)
     for label in TWO:
         files = sorted((tmp_path / "drawn" / label / "images").iterdir())
         for side, some in (("train", files[:16]), ("test", files[14:])):  # Two films of each class on both sides.
             (tmp_path / "films" / side / label).mkdir(parents=True)
-            for file in some:
-                (tmp_path / "films" / side / label / file.name).write_bytes(file.read_bytes())
+            for number, file in enumerate(some):
+                target = tmp_path / "films" / side / label / file.name
+                target.write_bytes(file.read_bytes())
+                if side == "test" and number == 0:  # One of them encoded, and called, otherwise.
+                    Image.open(target).resize((150, 120)).save(target.with_name("again.jpg"), quality=60)
+                    target.unlink()
     found = audit_data([tmp_path / "films"], RunDir(tmp_path / "audit"), permutations=19)
     assert found["leaks"]["test_films_leaked"] == 4
     assert found["leaks"]["test_films"] == 12
