@@ -50,8 +50,8 @@ disease and how much is the hospital, it cannot say. No film is shown here: they
 all films count. Other runs used the machine at the same time; features that an earlier run had stored were not computed
 again. So durations are what it took then, not what it takes.
 
-**These runs were made before near-copies were kept on one side of the split.** The collection holds 106 pairs of them, 26 under two
-labels (docs/leaks.md), so the figures are a little too good."""
+**These runs were made before near-copies were kept on one side of the split.** The collection holds 106 pairs of them,
+26 under two labels (docs/leaks.md), so the figures are a little too good."""
 
 
 # -- into docs/results

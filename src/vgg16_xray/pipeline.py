@@ -133,6 +133,7 @@ def run_all(
 def _audited(run: RunDir) -> dict[str, Any] | None:
     """The audit of the run's films and its page; None, said in a line, where there are too few to judge by."""
     from vgg16_xray.report.audit import write_audit_page
+    from vgg16_xray.report.leaks import write_leaks_page
     from vgg16_xray.report.terminal import console
     from vgg16_xray.steps.audit import TooFewFilms, audit, read_audit
 
@@ -144,6 +145,8 @@ def _audited(run: RunDir) -> dict[str, Any] | None:
             console().print(f"the films were not audited: {error}")
             return None
         write_audit_page(run, found)
+        if run.leaks.exists():
+            write_leaks_page(run.leaks_page, read_json(run.leaks), pixels=run.pixels)
     return found
 
 

@@ -111,6 +111,8 @@ LANES = (
     Lane("pixels", ("preprocess",), ("train", "validate", "test")),
     Lane("split", ("preprocess",)),
     Lane("quarantine", ("preprocess",), ("report",)),
+    Lane("leaks", ("preprocess",), ("report",)),
+    Lane("pairs", ("preprocess",)),
     Lane("layers", ("initialise",), ("report",)),
     Lane("last", ("train",)),
     Lane("best", ("train",), ("validate", "test", "predict")),
@@ -121,6 +123,7 @@ LANES = (
     Lane("predictions", ("test",), ("report",)),
     Lane("figures", ("preprocess", "test"), ("report",)),
     Lane("steps", ("preprocess", "initialise", "train", "validate", "test"), ("report",)),
+    Lane("leaks_page", ("report",)),
     Lane("report", ("report",)),
 )
 
