@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from serving import Running, running
 
+from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.films.phantom import draw
 
 CHROMIUM = next((path for path in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser")) if path.exists()), None)
@@ -21,13 +22,17 @@ def server(bundle: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn film as a PNG file whose name no log may hold."""
+def film(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn film that the bundle answers, as a PNG file whose name no log may hold."""
     from PIL import Image
 
+    classifier = Classifier.load(bundle)
     path = tmp_path_factory.mktemp("film") / "Smith_John_1961.png"
-    Image.fromarray(draw("COVID", seed=3, patient=4, size=320).pixels).save(path)
-    return path
+    for seed in range(100):
+        Image.fromarray(draw("Normal" if seed % 2 else "COVID", seed=seed, patient=4, size=320).pixels).save(path)
+        if classifier.predict([path])[0].answer == "answered":
+            return path
+    pytest.fail("the bundle answers none of a hundred drawn films")
 
 
 @pytest.fixture(scope="session")
