@@ -113,7 +113,7 @@ def test_only_what_is_missing_is_made_again(
     (finished.figures / "roc.png").unlink()
     run_all([few_films], finished, RECIPE, command=_recorded(finished))
     after = snapshot(finished.path)
-    drawn = {name for name in before if name.startswith("figures/")} | {"report.html", "steps.json"}
+    drawn = {name for name in before if name.startswith(("figures/", "cards/"))} | {"report.html", "steps.json"}
     assert {name for name in before if after[name] != before[name]} <= drawn
     assert set(after) == set(before)
     assert after["figures/roc.png"][1] == before["figures/roc.png"][1]
