@@ -11,9 +11,10 @@ import numpy as np
 
 from vgg16_xray.config import SEED
 from vgg16_xray.films.dataset import scan
-from vgg16_xray.films.decode import decode, pixels_sha256
+from vgg16_xray.films.decode import decode, pixels_sha256, to_square
 from vgg16_xray.films.phantom import write_dataset
 from vgg16_xray.films.split import TEST, TRAIN, VALIDATION, group_films, split_films
+from vgg16_xray.trust.leaks import find_copies
 
 #: Real radiographs beside the checkout; without them films are drawn.
 REAL = Path(__file__).resolve().parents[2] / "shared" / "radiography"
@@ -35,9 +36,9 @@ class Dealt:
 
 
 def deal(to: Path, *, train: int, validation: int) -> Dealt:
-    """Copy films into ``to/{train,val,test}/<class>``, classes in their natural proportions, patients kept together.
+    """Copy films into ``to/{train,val,test}/<class>``, classes in their natural proportions.
 
-    A dozen more are for the test side, without which nothing here is trained.
+    Patients and copies stay on one side. A dozen more are for the test side, without which nothing here is trained.
     """
     films = train + validation + TEST_FILMS
     if real := REAL.is_dir():
@@ -53,9 +54,12 @@ def deal(to: Path, *, train: int, validation: int) -> Dealt:
     order.sort(key=lambda film: seen.update([film.label]) or seen[film.label] > LEAST)
     rows = order[:films]
     files = [found.file_of(row) for row in rows]
-    pixels = [pixels_sha256(decode(file)) for file in files]
+    decoded = [decode(file) for file in files]
+    pixels = [pixels_sha256(film) for film in decoded]
+    squares = np.stack([to_square(film) for film in decoded])
+    copies = [(pair.first, pair.second) for pair in find_copies(lambda i: squares[i], pixels) if pair.same]
     labels = [row.label for row in rows]
-    groups = group_films(pixels, [row.patient_id for row in rows])
+    groups = group_films(pixels, [row.patient_id for row in rows], copies=copies)
     sides = split_films(
         labels=labels, groups=groups, pixels=pixels, seed=SEED, validation=validation / films, test=TEST_FILMS / films
     )

@@ -119,18 +119,47 @@ def test_what_is_not_installed_is_left_out_of_the_race_by_name(
     assert "ncnn-float32: ncnn is not installed" in engine.raced
 
 
-def test_where_there_is_bf16_float32_of_another_runtime_is_not_raced(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+#: What a processor has, what is trained -> who is raced.
+WHO_IS_RACED = [
+    ({"avx512_bf16", "avx512_vnni"}, "block5", ["torch-bfloat16", "torch-float32"]),
+    ({"avx512_bf16"}, "head", ["torch-bfloat16", "torch-float32", "onnx-float32", "ncnn-float32"]),
+    ({"amx_bf16", "amx_int8"}, "head", ["torch-bfloat16", "torch-float32", "onnx-int8"]),
+    ({"avx2", "avx_vnni"}, "head", ["torch-float32", "onnx-int8"]),
+    ({"avx2", "avx_vnni"}, "block5", ["torch-float32", "onnx-float32", "ncnn-float32"]),
+    ({"avx2"}, "head", ["torch-float32", "onnx-float32", "ncnn-float32"]),
+]
+
+
+@pytest.mark.parametrize(("features", "train_from", "expected"), WHO_IS_RACED, ids=str)
+def test_only_those_are_raced_that_can_win(
+    features: set[str], train_from: str, expected: list[str], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "processor_features", lambda: frozenset({"avx2", "avx512_bf16"}))
+    monkeypatch.setattr(engines, "processor_features", lambda: frozenset(features))
     monkeypatch.setattr(engines, "is_installed", lambda name: True)
     raced: list[str] = []
     monkeypatch.setattr(
         engines, "_race", lambda names: raced.extend(names) or {name: Measured(5.0, 0.0) for name in names}
     )
-    lines = choose(race=True).raced
-    assert raced == ["torch-bfloat16", "torch-float32"]
-    assert "ncnn-float32: not raced, float32 cannot win where the processor has avx512_bf16" in lines
+    lines = choose(race=True, train_from=train_from).raced
+    assert raced == expected
+    assert {line.partition(":")[0] for line in lines} == set(ENGINES[1:])
+
+
+@pytest.mark.parametrize(("train_from", "name"), [("head", "onnx-int8"), ("block5", "torch-bfloat16")])
+def test_auto_takes_int8_where_the_head_alone_learns(
+    train_from: str, name: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "processor_features", lambda: frozenset({"avx512_bf16", "avx512_vnni"}))
+    monkeypatch.setattr(engines, "is_installed", lambda name: True)
+    found = rates(
+        torch_bfloat16=(14, 0.011),
+        torch_float32=(7, 0),
+        onnx_float32=(7, 0),
+        ncnn_float32=(17, 0),
+        onnx_int8=(27, 0.04),
+    )
+    monkeypatch.setattr(engines, "_race", lambda names: found)
+    assert choose(race=True, train_from=train_from).name == name
 
 
 def test_a_damaged_memory_of_races_is_raced_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

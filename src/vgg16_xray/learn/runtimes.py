@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from threading import Barrier
 from typing import TYPE_CHECKING
 
@@ -52,13 +52,19 @@ def with_torch(prefix: torch.nn.Sequential, preprocessing: str, dtype: torch.dty
             return out
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
-        threads = torch.get_num_threads()
-        if weights is None or weights.device.type != "cpu" or len(pixels) < threads:
+        if weights is None or weights.device.type != "cpu" or len(pixels) < torch.get_num_threads():
             return whole(pixels)
-        each = pixels.split(1)
-        return torch.cat(list(map(whole, each) if threads == 1 else _threads(threads).map(whole, each)))
+        return _a_film_a_thread(whole, pixels)
 
     return run
+
+
+def _a_film_a_thread(run: Runner, pixels: torch.Tensor) -> torch.Tensor:
+    """Send films one by one, each through one thread, as many at a time as torch has threads."""
+    import torch
+
+    threads, each = torch.get_num_threads(), pixels.split(1)
+    return torch.cat(list(map(run, each) if threads == 1 else _threads(threads).map(run, each)))
 
 
 @cache
@@ -127,15 +133,15 @@ def with_onnxruntime(
         films = drawn_films(CALIBRATION_FILMS, seed=CALIBRATION_SEED, size=SIZE)
         graph = quantised(graph, films, seven_bits=seven_bits)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1  # Threads go over films.
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def run(pixels: torch.Tensor) -> torch.Tensor:
+    def whole(pixels: torch.Tensor) -> torch.Tensor:
         (out,) = session.run(None, {PIXELS: pixels.float().numpy()})
         return torch.from_numpy(out).contiguous(memory_format=torch.channels_last)
 
-    return run
+    return partial(_a_film_a_thread, whole)
 
 
 def with_ncnn(prefix: torch.nn.Sequential, preprocessing: str) -> Runner:
@@ -148,7 +154,7 @@ def with_ncnn(prefix: torch.nn.Sequential, preprocessing: str) -> Runner:
 
     text, weights, last = _ncnn_model(prefix)
     net = ncnn.Net()
-    net.opt.num_threads = torch.get_num_threads()
+    net.opt.num_threads = 1  # Threads go over films.
     for coarser in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
         setattr(net.opt, coarser, False)
     if net.load_param_mem(text):
@@ -156,19 +162,17 @@ def with_ncnn(prefix: torch.nn.Sequential, preprocessing: str) -> Runner:
     net.load_model_mem(weights)
     pool = next((layer for layer in prefix if isinstance(layer, Pooled)), None)
 
-    def run(pixels: torch.Tensor) -> torch.Tensor:
-        maps = []
-        for film in normalise(pixels, preprocessing).contiguous().numpy():
-            with net.create_extractor() as extractor:
-                extractor.input("normalised", ncnn.Mat(film))
-                failed, found = extractor.extract(last)
-                if failed:
-                    raise RuntimeError(f"ncnn stopped with code {failed}")
-                maps.append(torch.from_numpy(np.array(found)))
-        out = torch.stack(maps).contiguous(memory_format=torch.channels_last)
+    def one(pixels: torch.Tensor) -> torch.Tensor:
+        (film,) = normalise(pixels, preprocessing).contiguous().numpy()
+        with net.create_extractor() as extractor:
+            extractor.input("normalised", ncnn.Mat(film))
+            failed, found = extractor.extract(last)
+            if failed:
+                raise RuntimeError(f"ncnn stopped with code {failed}")
+            out = torch.from_numpy(np.array(found))[None].contiguous(memory_format=torch.channels_last)
         return out if pool is None else pool(out)
 
-    return run
+    return partial(_a_film_a_thread, one)
 
 
 def _ncnn_model(prefix: torch.nn.Sequential) -> tuple[str, bytes, str]:

@@ -75,7 +75,7 @@ def initialise(
     labels = config["data"]["labels"]
     recorded = config.get("engine")
     where = choose_device(device)
-    chosen = choose_engine(engine, recorded=recorded, device=where, race=True)
+    chosen = choose_engine(engine, recorded=recorded, device=where, train_from=recipe.train_from, race=True)
     base = load_base(weights)
     model = assemble(recipe, classes=len(labels), weights=weights, seed=seed)
     layers = tuple(layer_table(model, recipe.train_from))
@@ -261,14 +261,15 @@ def _cycles(run: RunDir, config: Mapping[str, Any], wanted: Plan) -> tuple[int, 
 def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
     try:
         device = device_of(config.get("device"))
+        recipe = recipe_from(config["recipe"], where=f"{run.config}: recipe")
         return Plan(
             labels=tuple(config["data"]["labels"]),
-            recipe=recipe_from(config["recipe"], where=f"{run.config}: recipe"),
+            recipe=recipe,
             seed=config["training"]["seed"],
             size=config["run"].get("size", SIZE),
             weights=Path(config["weights"]["file"]) if config["weights"]["file"] else None,
             weights_sha256=config["weights"]["sha256"],
-            engine=choose_engine("auto", recorded=config["engine"], device=device),
+            engine=choose_engine("auto", recorded=config["engine"], device=device, train_from=recipe.train_from),
             device=device,
             fingerprint=config["data"]["fingerprint"],
             cycles=tuple(config["training"]["cycles"]),
@@ -279,19 +280,22 @@ def _plan(run: RunDir, config: Mapping[str, Any]) -> Plan:
         raise UserError(f"{run.config}: must be as steps 2 and 3 wrote it, found {error}") from error
 
 
-def choose_engine(name: str, *, recorded: dict[str, Any] | None, device: Device, race: bool = False) -> Engine:
+def choose_engine(
+    name: str, *, recorded: dict[str, Any] | None, device: Device, train_from: str, race: bool = False
+) -> Engine:
     """Choose the engine; a run goes on with the one it began with, so that its features stay comparable.
 
     Args:
         name: A name of :data:`vgg16_xray.learn.engines.ENGINES`.
         recorded: What ``run.toml`` says of the engine.
+        train_from: What is trained.
         race: See :func:`vgg16_xray.learn.engines.choose`.
 
     Raises:
         UserError: There is no such engine, or what runs it is not installed.
     """
     if name != "auto" or recorded is None:
-        return choose(name, device=device.name, race=race)
+        return choose(name, device=device.name, race=race, train_from=train_from)
     engine = engine_from(recorded)
     choose(engine.name, device=device.name)  # Refuses what this machine cannot run.
     lacks = weakness(engine.name) if device.name == "cpu" else ""
