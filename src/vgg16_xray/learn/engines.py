@@ -228,7 +228,7 @@ def _fastest(*, race: bool, head_alone: bool) -> Engine:
         not_raced["onnx-int8"] = f"its error is beyond the {allowed} that auto allows where layers of the base learn"
     wider = found if not head_alone else ", ".join(sorted(processor_features() & (VNNI | {"amx_bf16"})))
     if wider:
-        # Winograd's method in float32 is faster than bf16 without tiles (Zen 4: 17 films a second, 14 and with int8 27),
+        # Winograd's method in float32 is faster than bf16 without tiles (Zen 4: 17 and 14 films a second; int8 27),
         # but what is trained runs in torch, and there bf16 does twice the work of float32.
         not_raced |= {
             name: f"float32 cannot win where the processor has {wider}"
