@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import window
 from serving import Running, running
 
 from vgg16_xray.bundle.classify import Classifier
@@ -52,12 +53,11 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open the page at an address and wait for its model; fails if it asks another host or reports an error."""
-    contexts = []
+    pages = []
     wrong: list[str] = []
 
     def open_at(address: str, *, wait: bool = True, **options: Any) -> Any:
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
+        pages.append(page := window(browser, **options))
         page.on(
             "request", lambda request: request.url.startswith((address, "blob:", "data:")) or wrong.append(request.url)
         )
@@ -65,10 +65,10 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
         page.goto(address)
         if wait:
-            page.wait_for_selector("body[data-model=ready]", timeout=120_000)
+            page.wait_for_selector("body[data-model=ready]")
         return page
 
     yield open_at
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.context.close()
     assert not wrong

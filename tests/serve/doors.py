@@ -7,7 +7,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from serving import Running
+from serving import PATIENCE, Running
 
 BOUNDARY = "limit-of-a-part"
 
@@ -30,7 +30,7 @@ def ask(address: str, body: bytes | None = None, **headers: str) -> tuple[int, d
         address, data=body, headers=given | {name.replace("_", "-"): value for name, value in headers.items()}
     )
     try:
-        with urlopen(request, timeout=60) as answer:
+        with urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
     except HTTPError as error:
         return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()

@@ -7,11 +7,23 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+#: Nothing that tests wait for takes so long, seconds, also where many others use the machine.
+PATIENCE = 300.0
+
+
+def until(found: Callable[[], bool]) -> None:
+    """Wait for what must come."""
+    ends = time.monotonic() + PATIENCE
+    while not found():
+        assert time.monotonic() < ends, "it did not come"
+        time.sleep(0.05)
 
 
 @dataclass
@@ -51,5 +63,5 @@ def running(bundle: Path, *arguments: str, token: str | None = None) -> Iterator
         yield server
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE)
         reader.join()

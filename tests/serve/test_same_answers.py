@@ -16,7 +16,7 @@ from dicoms import dicom
 from doors import predict
 from pages import choose, probabilities
 from PIL import Image
-from serving import Running, running
+from serving import PATIENCE, Running, running
 
 from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.bundle.format import BundleDir
@@ -79,7 +79,7 @@ def compare(found: list[dict[str, Any]], expected: list[dict[str, Any]], *parts:
 @pytest.mark.slow
 def test_the_command_line(model: Path, films: list[Path], expected: list[dict[str, Any]]) -> None:
     command = [sys.executable, "-m", "vgg16_xray", "predict", *map(str, films), "--model", str(model)]
-    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True, timeout=PATIENCE)
     compare(json.loads(done.stdout)["predictions"], expected, "path", "prediction", "answer", "reason", "set")
 
 
@@ -91,7 +91,7 @@ def test_http(server: Running, films: list[Path], expected: list[dict[str, Any]]
 
 @pytest.mark.slow
 def test_the_open_inference_protocol(server: Running, films: list[Path], expected: list[dict[str, Any]]) -> None:
-    client = triton.InferenceServerClient(f"127.0.0.1:{server.port}", network_timeout=120)
+    client = triton.InferenceServerClient(f"127.0.0.1:{server.port}", network_timeout=PATIENCE)
     labels = list(expected[0]["probabilities"])
     rows = []
     for film in films:

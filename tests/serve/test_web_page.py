@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from dicoms import dicom
-from pages import DONE, choose, probabilities
+from pages import DONE, choose, probabilities, window
 from PIL import Image
 from pydicom.dataset import Dataset
 from serving import Running
@@ -104,10 +105,14 @@ def test_everything_can_be_done_by_keyboard(open_page: Callable[..., Any], serve
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "choose"
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(str(film))
-    page.wait_for_selector(DONE)
+    # Whether the browser then opens its own window for files depends on how long ago it saw the key: not ours to test.
+    page.evaluate(
+        "() => { document.getElementById('file').onclick = (event) => "
+        "{ event.preventDefault(); document.body.dataset.asked = 1; }; }"
+    )
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-asked]")
+    choose(page, film)
     for _ in range(30):
         if page.evaluate("document.activeElement.name") == "class":
             break
@@ -192,13 +197,12 @@ def test_a_bomb_is_refused_by_its_header(page: Any, tmp_path: Path, film: Path) 
 
 
 def test_a_model_that_is_not_there_is_said(open_page: Callable[..., Any], browser: Any, server: Running) -> None:
-    context = browser.new_context()
-    page = context.new_page()
+    page = window(browser)
     page.route("**/model/*", lambda route: route.fulfill(status=500))
     page.goto(server.address)
     page.wait_for_selector("body[data-state=failed]")
     assert "did not load" in page.inner_text("#answer")
-    context.close()
+    page.context.close()
 
 
 def test_the_window_goes_on_while_the_model_computes(page: Any, tmp_path: Path) -> None:
@@ -208,9 +212,10 @@ def test_the_window_goes_on_while_the_model_computes(page: Any, tmp_path: Path) 
         "() => { window.longest = 0; let last = performance.now(); (function look(now) { window.longest = "
         "Math.max(window.longest, now - last); last = now; requestAnimationFrame(look); })(last); }"
     )
+    began = time.monotonic()
     choose(page, large)
-    # The worker alone is busy far longer; a busy machine may hold up a frame, a frozen window holds up all.
-    assert page.evaluate("window.longest") < 1000
+    # A busy machine may hold up a frame; a frozen window holds up all, for as long as it takes.
+    assert page.evaluate("window.longest") / 1000 < 0.3 + (time.monotonic() - began) / 2
 
 
 # -- for everybody
@@ -236,13 +241,12 @@ def test_axe_finds_no_violation_in_any_state(
 
 
 def test_axe_finds_no_violation_in_the_documentation(browser: Any, server: Running) -> None:
-    context = browser.new_context()
-    page = context.new_page()
+    page = window(browser)
     page.goto(f"{server.address}/docs")
     page.wait_for_selector(".door")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
-    context.close()
+    page.context.close()
 
 
 # -- the same pixels as on the command line
@@ -269,7 +273,9 @@ def png_variants() -> Iterator[tuple[str, Image.Image]]:
     yield "colour with alpha", Image.fromarray(np.dstack([colour, alpha]))
 
 
-@pytest.mark.parametrize(("name", "image"), png_variants(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "image"), list(png_variants()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_png_gives_the_pixels_of_the_command_line(page: Any, tmp_path: Path, name: str, image: Image.Image) -> None:
     path = tmp_path / "film.png"
     image.save(path)
@@ -384,11 +390,10 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 def test_a_page_that_was_opened_as_a_file_says_how_to_open_it(browser: Any, bundle: Path, tmp_path: Path) -> None:
     index = write_page(tmp_path / "site", BundleDir(bundle))
-    context = browser.new_context()
-    page = context.new_page()
+    page = window(browser)
     page.goto(index.as_uri())
     assert "python3 -m http.server" in page.inner_text("#answer")
-    context.close()
+    page.context.close()
 
 
 def test_a_folder_with_other_files_is_left_alone(bundle: Path, tmp_path: Path) -> None:
