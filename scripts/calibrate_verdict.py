@@ -5,7 +5,8 @@
 
 Every set has 160 films of four classes. Clean sets differ by the opacity alone. A shortcut is planted on all films of
 one class (full strength) or on a half of them, chosen at random. A leak is a share of all films that stand in the test
-a second time, the same pixels under another name and no patient, while the first is in training.
+a second time, republished (cropped, padded, mirrored, windowed, encoded, ...: one kind or several, drawn at random),
+under another name and no patient, while the first is in training; it has to be found as `preprocess` finds it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from vgg16_xray.films.decode import pixels_sha256
+from vgg16_xray.films.decode import pixels_sha256, to_square
 from vgg16_xray.films.phantom import CLASSES, SHORTCUTS, draw, plant
+from vgg16_xray.films.republished import KINDS, republish
 from vgg16_xray.films.split import TEST, TRAIN, split_films
 from vgg16_xray.steps.audit import leaks_between
+from vgg16_xray.trust.leaks import contents, find_copies
 from vgg16_xray.trust.shortcuts import CORNERS, ERASED, FRAME, WHOLE, measure
 from vgg16_xray.trust.verdict import CARE, NONE, STOP, judge
 
@@ -91,12 +94,13 @@ class Drawn:
 
 
 def judge_shortcut(drawn: Drawn, name: str, share: float) -> dict[str, Any]:
-    """The verdict over the ladder alone."""
+    """The verdict over the ladder; over leaks too where nothing is planted."""
     pixels, lungs = (drawn.pixels, drawn.lungs) if name == "clean" else drawn.planted(name, share)
     ladder = {
         rung.key: measure(rung, pixels, drawn.labels, drawn.groups, seed=drawn.seed, lungs=lungs) for rung in RUNGS
     }
-    verdict = judge({"ladder": ladder})
+    leaks = {"films": {"films": FILMS}, "leaks": leaks_of(drawn, 0)} if name == "clean" else {}
+    verdict = judge(leaks | {"ladder": ladder})
     return {
         "verdict": verdict.verdict,
         "rules": [reason.rule for reason in verdict.reasons],
@@ -107,23 +111,32 @@ def judge_shortcut(drawn: Drawn, name: str, share: float) -> dict[str, Any]:
     }
 
 
-def judge_leak(drawn: Drawn, share: float) -> dict[str, Any]:
-    """The verdict over exact copies across a given split; how near-copies are found is measured elsewhere."""
+def leaks_of(drawn: Drawn, share: float) -> dict[str, Any]:
+    """What is found of near-copies of so many training films, planted in the test."""
     pixels = [pixels_sha256(film) for film in drawn.pixels]
     sides = split_films(labels=drawn.labels, groups=drawn.groups, pixels=pixels, seed=drawn.seed)
     trained = [i for i, side in enumerate(sides) if side == TRAIN]
-    copied = np.random.default_rng([drawn.seed, 3]).choice(trained, size=max(1, round(share * FILMS)), replace=False)
-    leaks = leaks_between(
-        pixels + [pixels[i] for i in copied],
+    rng, kinds = np.random.default_rng([drawn.seed, 3]), list(KINDS)
+    copied = rng.choice(trained, size=round(share * FILMS), replace=False)
+    changed = [to_square(republish(drawn.pixels[i], str(rng.choice(kinds)), rng), SIZE) for i in copied]
+    films = np.concatenate([drawn.pixels, *(film[None] for film in changed)])
+    hashes = pixels + [pixels_sha256(film) for film in changed]
+    return leaks_between(
+        contents(hashes, find_copies(films.__getitem__, hashes)),
         labels=drawn.labels + [drawn.labels[i] for i in copied],
-        patients=drawn.groups + [""] * len(copied),
+        groups=drawn.groups + [""] * len(copied),
         sides=sides + [TEST] * len(copied),
     )
-    verdict = judge({"films": {"films": FILMS + len(copied)}, "leaks": leaks})
+
+
+def judge_leak(drawn: Drawn, share: float) -> dict[str, Any]:
+    """The verdict over leaks alone."""
+    leaks, copied = leaks_of(drawn, share), round(share * FILMS)
+    verdict = judge({"films": {"films": FILMS + copied}, "leaks": leaks})
     return {
         "verdict": verdict.verdict,
         "rules": [reason.rule for reason in verdict.reasons],
-        "copies": len(copied),
+        "copies": copied,
         "found": leaks["test_films_leaked"],
     }
 

@@ -6,7 +6,7 @@ import csv
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vgg16_xray.errors import UnreadableFilm, UserError
 from vgg16_xray.files import read_json, write_json
 from vgg16_xray.films.dataset import METADATA, Dataset, FilmRow, scan
 from vgg16_xray.films.decode import SIZE, decode, pixels_sha256, to_square
+from vgg16_xray.films.identity import identity_of, name_patients
 from vgg16_xray.predict import open_model
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import EvaluationDir, RunDir
@@ -181,7 +182,9 @@ def _answer(answering: Any, dataset: Dataset, rows: Sequence[FilmRow]) -> tuple[
             if batch:
                 films += _answered(answering, batch)
             bar.advance(min(BATCH, len(rows) - start))
-    return films, broken
+    of_files = [identity_of(dataset.file_of(film.row)) for film in films]
+    named, _ = name_patients([film.row for film in films], of_files)
+    return [replace(film, row=row) for film, row in zip(films, named, strict=True)], broken
 
 
 def _answered(answering: Any, batch: Sequence[tuple[FilmRow, np.ndarray]]) -> list[_Film]:

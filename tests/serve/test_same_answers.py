@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from dicoms import dicom
 from doors import predict
 from pages import choose, probabilities
 from PIL import Image
 from serving import PATIENCE, Running, running
 
+from dicoms import dicom
 from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.bundle.format import BundleDir
 from vgg16_xray.films.decode import decode

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from dicoms import dicom
 from pages import DONE, choose, probabilities, window
 from PIL import Image
 from pydicom.dataset import Dataset
 from serving import Running
 
+from dicoms import dicom
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.bundle.format import BundleDir

@@ -91,7 +91,7 @@ def test_leaks_by_copy_and_by_patient() -> None:
     found = leaks_between(
         ["a", "a", "b", "c", "d"],
         labels=["x", "y", "x", "x", "x"],
-        patients=["", "", "p", "p", ""],
+        groups=["", "", "p", "p", ""],
         sides=["train", "test", "train", "test", "test"],
     )
     assert found == {"copies": 1, "conflicts": 2, "test_films": 3, "test_films_leaked": 2}

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dicoms import dicom
 from vgg16_xray.errors import Leak
 from vgg16_xray.files import read_json
 from vgg16_xray.films.decode import decode
-from vgg16_xray.films.phantom import write_dataset
+from vgg16_xray.films.phantom import draw, write_dataset
 from vgg16_xray.films.split import TRAIN
 from vgg16_xray.rundir import RunDir, read_config
 from vgg16_xray.steps import preprocess as step
@@ -91,6 +92,26 @@ def test_films_of_one_study_or_one_origin_stand_on_one_side(data, tmp_path):
     assert len(set(manifest.loc[covid[8:], "group"])) == 4
 
 
+def test_films_of_a_patient_or_study_that_only_their_dicom_files_name_stand_on_one_side(data, tmp_path):
+    for n in range(1, 15):
+        path = data / f"COVID/images/COVID-{n}.png"
+        # Six of one patient; then pairs, of one study each.
+        who: dict[str, str] = {"PatientID": "4711"} if n < 7 else {"StudyInstanceUID": f"1.2.{n // 2}"}
+        dicom(decode(path), path.with_suffix(".dcm"), **who)
+        path.unlink()
+    (data / "metadata.csv").write_text("path,patient_id\nCOVID/images/COVID-1.dcm,somebody else\n")
+    dicom(draw("Normal", seed=9, size=160).pixels, data / "Normal/images/other.dcm", PatientID="4712")
+    run = RunDir(tmp_path / "run")
+    preprocess([data], run)
+    group = read_manifest(run).set_index("path")["group"]
+    of = {n: group[f"COVID/images/COVID-{n}.dcm"] for n in range(1, 15)}
+    assert len({of[n] for n in range(2, 7)}) == 1
+    assert of[1] != of[2]
+    assert len({of[n] for n in range(7, 15)}) == 5
+    assert any(note.startswith("the patient of 6 films and the study of 8,") for note in _notes(run))
+    assert not any("4711" in file.read_text("latin-1") for file in run.path.rglob("*") if file.suffix != ".npy")
+
+
 def test_a_collection_that_comes_again_keeps_every_film_on_its_side(drawn, data, tmp_path):
     before = RunDir(tmp_path / "before")
     preprocess([data], before, seed=5)
@@ -164,7 +185,7 @@ def test_planted_near_copies_across_a_split_are_counted_as_leaks(share):
     sides = ["train"] * 320 + ["test"] * 80
     for test_film in rng.choice(np.arange(320, 400), max(1, round(share * 80)), replace=False):
         content[test_film] = content[int(rng.integers(320))]
-    found = leaks_between(content, labels=["A"] * films, patients=[""] * films, sides=sides)
+    found = leaks_between(content, labels=["A"] * films, groups=[""] * films, sides=sides)
     assert found["test_films_leaked"] == max(1, round(share * 80))
 
 

@@ -34,6 +34,7 @@ def _lines(config: BundleConfig) -> Iterator[str]:
     )
     yield ""
     yield from _trained_on(config.trained_on)
+    yield from _believed(config.figures.get("audit"))
     yield from _figures(config)
     yield from _elsewhere(config)
     yield from _int8(config.figures.get("int8_against_float32"))
@@ -64,6 +65,24 @@ def _trained_on(what: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {side} | {' | '.join(f'{counts.get(label, 0):,}' for label in labels)} |"
     sources = [f"{name or 'not known'} {count:,}" for name, count in what["sources"].items()]
     yield from ("", f"Sources: {'; '.join(sources)}.", "")
+
+
+def _believed(audit: Mapping[str, Any] | None) -> Iterator[str]:
+    """The verdict of the audit with its strongest reasons, above the figures that it is about."""
+    if audit is None:
+        return
+    yield from ("## Can its figures be believed?", "")
+    if not audit["verdict"]:
+        yield from ("Not known: the films that it was trained on were not audited.", "")
+        return
+    yield from (f"**{audit['verdict'].capitalize()}**, says the audit of the films that it was trained on.", "")
+    if not audit["fresh"]:
+        yield from ("The films have changed since.", "")
+    for number, reason in enumerate(audit["reasons"], start=1):
+        yield f"{number}. {reason['headline']} {reason['evidence']} What to do: {reason['remedy']}"
+    yield from ([""] if audit["reasons"] else [])
+    if audit["not_checked"]:
+        yield from (f"Not checked: {' '.join(audit['not_checked'])}", "")
 
 
 def _figures(config: BundleConfig) -> Iterator[str]:

@@ -187,6 +187,7 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
             "validation": read_json(source.run.validation),
             "test": read_json(source.run.test),
             "int8_against_float32": against(exact[LOGITS] / temperature, coarse[LOGITS] / temperature, targets),
+            "audit": audited(source.run),
         },
         version=__version__,
         checkpoint_sha256=sha256_of(source.run.best),
@@ -353,6 +354,26 @@ def trained_on(run: RunDir, manifest: pd.DataFrame) -> dict[str, Any]:
         "split": config["data"]["split"],
         "fingerprint": config["data"]["fingerprint"],
         "weights": config["weights"]["origin"],
+    }
+
+
+def audited(run: RunDir) -> dict[str, Any]:
+    """The verdict on the run's films as the card tells it.
+
+    Returns:
+        ``verdict``, None where the films were not audited; ``fresh``, whether they are still those that were audited;
+        the strongest ``reasons`` in words; ``not_checked``.
+    """
+    from vgg16_xray.steps.audit import read_audit
+    from vgg16_xray.trust.verdict import STRONGEST
+
+    found = read_audit(run) or {"verdict": None, "fresh": False, "reasons": [], "not_checked": []}
+    words = ("headline", "evidence", "remedy")
+    return {
+        "verdict": found["verdict"],
+        "fresh": found["fresh"],
+        "reasons": [{name: reason[name] for name in words} for reason in found["reasons"][:STRONGEST]],
+        "not_checked": found["not_checked"],
     }
 
 

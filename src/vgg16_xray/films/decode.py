@@ -126,7 +126,7 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> np.ndarray:
 
     try:
         # Pillow warns of large images; the limit here refuses them by name instead.
-        with _without_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with without_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, where, max_pixels)
             image.load()
             film = _to_grey(ImageOps.exif_transpose(image), where)
@@ -151,7 +151,7 @@ _silent_threads = 0
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """``warnings.catch_warnings`` for several threads at once: the first in saves the filters, the last out restores.
 
     The filters belong to the process. Threads that each saved and restored them, overlapping, would leave warnings off
@@ -252,7 +252,7 @@ def _decode_dicom(data: bytes, where: str, max_pixels: int) -> np.ndarray:
     if DEFLATED in data[132:1024]:
         raise UnreadableFilm(f"{where}: must be DICOM that is not deflated, found transfer syntax {DEFLATED.decode()}")
     try:
-        with _without_warnings():
+        with without_warnings():
             dataset = pydicom.dcmread(io.BytesIO(data))
             _check_dicom(dataset, where, max_pixels)
             values = dataset.pixel_array

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 STEP = "audit"
 #: Raised when the same films would give other figures than before.
-VERSION = 1
+VERSION = 2
 #: Films of a class on which the ladder is climbed: more make intervals narrower than the verdict needs.
 PER_CLASS = 500
 #: Suspected labels that are listed by name.
@@ -281,26 +281,27 @@ def _leaks(films: _Films) -> dict[str, Any]:
     manifest = films.manifest
     names = list(zip(manifest["collection"], manifest["path"], strict=True))
     sides = [films.given.get(name, "") for name in names] if films.given else list(manifest["split"])
-    patients = [f"{c}/{p}" if p else "" for c, p in zip(manifest["collection"], manifest["patient_id"], strict=True)]
-    return leaks_between(list(manifest["content"]), labels=list(manifest["label"]), patients=patients, sides=sides)
+    return leaks_between(
+        list(manifest["content"]), labels=list(manifest["label"]), groups=list(manifest["group"]), sides=sides
+    )
 
 
 def leaks_between(
-    pixels: Sequence[str], *, labels: Sequence[str], patients: Sequence[str], sides: Sequence[str]
+    pixels: Sequence[str], *, labels: Sequence[str], groups: Sequence[str], sides: Sequence[str]
 ) -> dict[str, Any]:
-    """Exact copies, films of one patient across a split, and films under two labels.
+    """Copies, films of one patient, study or origin across a split, and films under two labels.
 
     Args:
         pixels: (N,) hash of each film's pixels; films that are taken for copies have equal ones.
         labels: (N,).
-        patients: (N,), empty where unknown.
+        groups: (N,) what else connects films, as a manifest's groups do; empty where nothing is known.
         sides: (N,) ``train``, ``validation`` or ``test``.
 
     Returns:
         ``copies`` (films beyond the first of their kind), ``conflicts``, ``test_films`` (that are not for training) and
-        ``test_films_leaked`` (of these, how many have a copy or another film of the patient in training).
+        ``test_films_leaked`` (of these, how many have a copy or another film of the group in training).
     """
-    groups = group_films(pixels, [patient or None for patient in patients])
+    groups = group_films(pixels, [group or None for group in groups])
     trained = {group for group, side in zip(groups, sides, strict=True) if side == TRAIN}
     held = [group for group, side in zip(groups, sides, strict=True) if side and side != TRAIN]
     return {

@@ -16,6 +16,7 @@ from vgg16_xray.steps.preprocess import (
     COPIES_VERSION,
     VERSION,
     decode_all,
+    decoded_key,
     find_copies_once,
     listing_of,
     table_of,
@@ -45,12 +46,12 @@ def audit_leaks(
     dataset = scan(data, mapping=mapping, without_splits=True)
     listing = listing_of(dataset)
     key = key_of(VERSION, COPIES_VERSION, listing, [[film.label, film.patient_id] for film in dataset.films])
-    decoded_key = key_of(VERSION, listing, SIZE)
-    pixels = out.path / ".preprocess" / f"{decoded_key}.npy"
+    decoded = decoded_key(listing, SIZE)
+    pixels = out.path / ".preprocess" / f"{decoded}.npy"
     if out.is_done(STEP, key, [out.leaks, out.pairs, pixels]):
         return dict(read_json(out.leaks)), pixels
     out.unstamp(STEP)
-    pixels, films, broken = decode_all(dataset, out, key=decoded_key, size=SIZE)
+    pixels, films, broken, _ = decode_all(dataset, out, key=decoded, size=SIZE)
     if not films:
         first = f", first {broken[0][0].path}: {broken[0][1]}" if broken else ""
         raise UserError(f"{' '.join(map(str, data))}: must hold readable films, found none{first}")

@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from vgg16_xray.files import read_json, saying_why_not_written, whole_file, writ
 from vgg16_xray.films import split as splitting
 from vgg16_xray.films.dataset import Dataset, FilmRow, scan
 from vgg16_xray.films.decode import SIZE, decode, pixels_sha256, to_square
+from vgg16_xray.films.identity import Identity, identity_of, name_patients
 from vgg16_xray.films.store import ArrayStore, create_array, release
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import RunDir, key_of, update_config
@@ -39,7 +40,9 @@ STEP = "preprocess"
 #: Raised when the same film would give other pixels than before.
 VERSION = 1
 #: Raised when other films would be taken for one, or a row would say something else.
-COPIES_VERSION = 1
+COPIES_VERSION = 2
+#: Raised when a line of the journal would say something else.
+JOURNAL_VERSION = 2
 #: Columns of the manifest, in their order.
 COLUMNS = (
     "path",
@@ -124,9 +127,7 @@ def preprocess(
         return _summary(manifest, _count_rows(run.quarantine), already_done=True)
     with saying_why_not_written(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
-    # What is decoded depends on the files alone, so that another seed, label or split finds it done.
-    decoded_key = key_of(VERSION, listing, size)
-    staged, films, broken = decode_all(dataset, run, key=decoded_key, size=size)
+    staged, films, broken, of_dicom = decode_all(dataset, run, key=decoded_key(listing, size), size=size)
     if len({decoded.film.label for decoded in films}) < 2:
         first = f", first {broken[0][0].path}: {broken[0][1]}" if broken else ""
         raise UserError(
@@ -156,7 +157,7 @@ def preprocess(
             "fingerprint": fingerprint(manifest),
             "split": _how_split(manifest, seed=seed, like=like),
             "masks_without_film": dataset.masks_without_film,
-            "notes": [*dataset.notes, *late],
+            "notes": [*dataset.notes, *of_dicom, *late],
             "collections": {name: str(root) for name, root in dataset.collections.items()},
         },
     )
@@ -242,6 +243,11 @@ def listing_of(dataset: Dataset) -> list[Any]:
     return rows
 
 
+def decoded_key(listing: Sequence[Any], size: int) -> str:
+    """A key of what is decoded: it depends on the files alone, so that another seed, label or split finds it done."""
+    return key_of(VERSION, JOURNAL_VERSION, listing, size)
+
+
 def _staging(run: RunDir) -> Path:
     return run.path / ".preprocess"
 
@@ -254,12 +260,17 @@ class Decoded:
     sha256: str
     width: int
     height: int
+    #: What the file itself says of whom it shows.
+    who: Identity
 
 
 def decode_all(
     dataset: Dataset, run: RunDir, *, key: str, size: int
-) -> tuple[Path, list[Decoded], list[tuple[FilmRow, str]]]:
+) -> tuple[Path, list[Decoded], list[tuple[FilmRow, str]], list[str]]:
     """Decode every film; row i of the returned file is film i of the returned list.
+
+    Films whose patient the data do not name have the one that a DICOM file names, see
+    :func:`vgg16_xray.films.identity.name_patients`, whose notes come last.
 
     The journal has a line a film, written after the pixels are on the disk, so that a run that was killed goes on
     behind the last line.
@@ -299,7 +310,11 @@ def decode_all(
                 square, decoded = result
                 store[rows] = square
                 rows += 1
-                pending.append({"path": film.path, "sha256": decoded.sha256, "size": [decoded.width, decoded.height]})
+                line: dict[str, Any] = {"path": film.path, "sha256": decoded.sha256}
+                line["size"] = [decoded.width, decoded.height]
+                if who := {name: value for name, value in asdict(decoded.who).items() if value}:
+                    line["who"] = who
+                pending.append(line)
             bar.advance()
             if len(pending) >= NOTE_EVERY:
                 note()
@@ -307,10 +322,13 @@ def decode_all(
     films, broken = [], []
     for film, line in zip(dataset.films, lines, strict=True):
         if "sha256" in line:
-            films.append(Decoded(film, line["sha256"], *line["size"]))
+            width, height = line["size"]
+            films.append(Decoded(film, line["sha256"], width, height, Identity(**line.get("who", {}))))
         else:
             broken.append((film, line["reason"]))
-    return _shortened(pixels, rows=len(films), size=size), films, broken
+    named, notes = name_patients([decoded.film for decoded in films], [decoded.who for decoded in films])
+    films = [replace(decoded, film=film) for decoded, film in zip(films, named, strict=True)]
+    return _shortened(pixels, rows=len(films), size=size), films, broken, notes
 
 
 def _shortened(pixels: Path, *, rows: int, size: int) -> Path:
@@ -355,7 +373,8 @@ def _in_order(
         except UnreadableFilm as error:
             return error
         height, width = pixels.shape
-        return to_square(pixels, size), Decoded(film, pixels_sha256(pixels), width, height)
+        who = identity_of(dataset.file_of(film))
+        return to_square(pixels, size), Decoded(film, pixels_sha256(pixels), width, height, who)
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:

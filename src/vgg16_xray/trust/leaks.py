@@ -36,9 +36,11 @@ def find_copies(films: Films, sha256: Sequence[str], *, first_of_second: int | N
     exact = [(first[film, side_of[i]], i) for i, film in enumerate(sha256) if first_of_second is None]
     if first_of_second is not None:
         exact = [(first[film, False], i) for (film, second), i in first.items() if second and (film, False) in first]
-    # Of films with equal pixels one is looked at; across two collections none that is known already.
-    known = {film for (film, second) in first if second and (film, False) in first}
-    looked_at = np.array(sorted(i for (film, _), i in first.items() if film not in known), dtype=np.int64)
+    # Of films with equal pixels one is looked at. What is known of the second collection needs no look; what it is
+    # known by does, for another film of the second may be a near-copy of it.
+    looked_at = np.array(
+        sorted(i for (film, second), i in first.items() if not (second and (film, False) in first)), dtype=np.int64
+    )
     among = None if first_of_second is None else int((looked_at < first_of_second).sum())
     found = find_pairs(lambda rows: films(looked_at[rows]), len(looked_at), first_of_second=among)
     pairs = [_exact(i, j) for i, j in exact if i != j]

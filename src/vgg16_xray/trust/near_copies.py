@@ -122,7 +122,7 @@ def find_pairs(films: Films, count: int, *, first_of_second: int | None = None) 
     """
     from threadpoolctl import threadpool_limits
 
-    if count < 2:
+    if count < 2 or first_of_second in (0, count):
         return []
     # Matrices of 100 columns: threads go over batches, not within one.
     with threadpool_limits(1, user_api="blas"):
