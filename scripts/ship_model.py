@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vgg16_xray.bundle.classify import check
 from vgg16_xray.bundle.format import BundleDir, read_bundle_config, verify
-from vgg16_xray.files import write_json
+from vgg16_xray.files import replace_folder, write_json
 
 
 def main() -> None:
@@ -20,15 +20,18 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     bundle, packaged = BundleDir(parser.parse_args().bundle), BundleDir.packaged()
     config = read_bundle_config(bundle)
-    shutil.rmtree(packaged.path, ignore_errors=True)
-    packaged.path.mkdir()
+    written = BundleDir(packaged.path.with_name(".model.tmp"))
+    shutil.rmtree(written.path, ignore_errors=True)
+    written.path.mkdir()
     shipped = (bundle.int8, bundle.preprocessor, bundle.golden, bundle.card)
     for file in shipped:
         verify(bundle, config, file)
-        shutil.copyfile(file, packaged.path / file.name)
+        shutil.copyfile(file, written.path / file.name)
     kept = {file.name: config.sha256[file.name] for file in shipped}
-    write_json(packaged.config, replace(config, sha256=kept).as_dict())
-    print(check(packaged.path), sum(file.stat().st_size for file in packaged.path.iterdir()), "bytes")
+    write_json(written.config, replace(config, sha256=kept).as_dict())
+    found = check(written.path)
+    replace_folder(written.path, packaged.path)
+    print(found, sum(file.stat().st_size for file in packaged.path.iterdir()), "bytes")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vgg16_xray.errors import UserError
-from vgg16_xray.files import read_json, saying_why_not_written, whole_file, write_json, write_text
+from vgg16_xray.files import read_json, replace_folder, saying_why_not_written, whole_file, write_json, write_text
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
@@ -40,6 +40,57 @@ def test_a_process_killed_in_the_block_leaves_the_old_file(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(file)], check=False).returncode == -9
     assert file.read_text() == "old"
+
+
+@pytest.fixture(params=["in one step", "in two"])
+def steps(request, monkeypatch):
+    if request.param == "in two":
+        monkeypatch.setattr("vgg16_xray.files._exchange", lambda one, other: False)
+    return request.param
+
+
+def folder(path, text):
+    path.mkdir()
+    (path / "a.txt").write_text(text)
+    return path
+
+
+def test_a_folder_takes_the_place_of_another_or_of_none(tmp_path, steps):
+    for text in ("first", "second"):
+        replace_folder(folder(tmp_path / ".new", text), tmp_path / "it")
+        assert (tmp_path / "it" / "a.txt").read_text() == text
+        assert list(tmp_path.iterdir()) == [tmp_path / "it"]
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="cannot exchange folders")
+def test_whoever_looks_while_a_folder_is_replaced_finds_the_old_or_the_new_one(tmp_path):
+    replace_folder(folder(tmp_path / ".new", "0"), tmp_path / "it")
+    code = (
+        "import pathlib, sys\n"
+        "from vgg16_xray.files import replace_folder\n"
+        "here = pathlib.Path(sys.argv[1])\n"
+        "for i in range(1, 201):\n"
+        "    (here / '.new').mkdir()\n"
+        "    (here / '.new' / 'a.txt').write_text(str(i))\n"
+        "    replace_folder(here / '.new', here / 'it')\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as writer:
+        while writer.poll() is None:
+            assert (tmp_path / "it").is_dir()
+    assert writer.returncode == 0
+    assert (tmp_path / "it" / "a.txt").read_text() == "200"
+
+
+def test_a_process_killed_while_it_removes_the_old_folder_leaves_the_new_one(tmp_path):
+    folder(tmp_path / "it", "old"), folder(tmp_path / ".new", "new")
+    code = (
+        "import os, pathlib, sys\n"
+        "from vgg16_xray import files\n"
+        "files.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        "files.replace_folder(pathlib.Path(sys.argv[1], '.new'), pathlib.Path(sys.argv[1], 'it'))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert (tmp_path / "it" / "a.txt").read_text() == "new"
 
 
 def test_a_file_that_cannot_be_written_is_named_in_one_line(tmp_path):

@@ -1,10 +1,13 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files and folders that are whole or not there: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +38,44 @@ def whole_file(path: Path) -> Iterator[Path]:
         # Nothing to remove where a folder of the path is a file or closed to us; then the error above counts.
         with suppress(OSError):
             temporary.unlink()
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Let a folder take the name of another, which is removed; a process killed meanwhile leaves one of both there.
+
+    Where the system cannot exchange two folders in one step (Windows, some network file systems), a kill between two
+    steps leaves the old one under the name of the new one with ``.old`` behind it.
+
+    Args:
+        new: The folder, whole.
+        old: The name that it shall have, on the same file system; a folder there, or nothing.
+
+    Raises:
+        UserError: It cannot be renamed.
+    """
+    with saying_why_not_written(old):
+        if not old.exists():
+            new.rename(old)
+            return
+        if _exchange(new, old):
+            shutil.rmtree(new)
+            return
+        aside = new.with_name(f"{new.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        old.rename(aside)
+        new.rename(old)
+        shutil.rmtree(aside)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system cannot. Python's ``os`` does not offer it."""
+    at, exchange = (-100, 2) if sys.platform == "linux" else (-2, 2)  # AT_FDCWD, RENAME_EXCHANGE or RENAME_SWAP
+    try:
+        library = ctypes.CDLL(None)
+        rename = library.renameat2 if sys.platform == "linux" else library.renameatx_np
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(rename(at, os.fsencode(one), at, os.fsencode(other), exchange) == 0)
 
 
 @contextmanager

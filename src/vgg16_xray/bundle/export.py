@@ -25,7 +25,7 @@ from vgg16_xray.bundle.classify import ABSTAINED, ANSWERED, ERROR, REFUSED, Clas
 from vgg16_xray.bundle.format import EMBEDDING, LOGITS, PIXELS, PROBABILITIES, BundleConfig, BundleDir, session_of
 from vgg16_xray.bundle.sanity import measure as measure_maps
 from vgg16_xray.errors import UserError
-from vgg16_xray.files import read_json, whole_file, write_json, write_text
+from vgg16_xray.files import read_json, replace_folder, whole_file, write_json, write_text
 from vgg16_xray.films.dataset import may_be_film
 from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
 from vgg16_xray.progress import progress
@@ -101,9 +101,7 @@ def export(
         figures["elsewhere"] = [answers_elsewhere(classifier, name, folder) for name, folder in elsewhere.items()]
     done = _seal(written, replace(done, figures=figures))
     check(written.path)
-    if to.exists():
-        shutil.rmtree(to)
-    written.path.rename(to)
+    replace_folder(written.path, to)
     return Exported(BundleDir(to), done, time.monotonic() - started)
 
 
