@@ -49,6 +49,9 @@ class Augmentation:
     exposure: float = 0.0
     #: Mirror half of the films. It puts the heart on the right.
     flip: bool = False
+    #: How far the style of a film, by which a hospital is known, is drawn at random, 0 to 1: contrast, sharpness,
+    #: resampling, JPEG, noise, borders, markers (:mod:`vgg16_xray.learn.style`).
+    style: float = 0.0
     #: 0: drawn anew in every epoch, and the frozen part computed anew. V: V views a film are drawn once and what the
     #: frozen part makes of them is stored; an epoch takes one of them, or the film as it is, at random.
     views: int = 0
@@ -61,6 +64,7 @@ class Augmentation:
             ("rotation", 0, 180),
             ("shift", 0, 0.9),
             ("exposure", 0, 10),
+            ("style", 0, 1),
             ("views", 0, 100),
         ):
             value = getattr(self, name)
@@ -72,7 +76,48 @@ class Augmentation:
     @property
     def changes(self) -> bool:
         """Whether it changes anything."""
+        return self.moves or bool(self.style)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it changes what :func:`vgg16_xray.learn.augment.apply` does, all but the style."""
         return bool(self.shear or self.zoom or self.rotation or self.shift or self.exposure or self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resist:
+    """What keeps the model from learning a film's source in place of the disease. All of it off by default.
+
+    A source is a value of the column ``source``; the groups below are the sources within a class. What each of them
+    does to films of sources that were left out is in docs/resist.md.
+    """
+
+    #: How often a film of a source is drawn among those of its class: ``none``: as it comes; ``balanced``: each source
+    #: of a class equally often; ``sqrt``: between the two.
+    sampling: str = "none"
+    #: Whether mixup takes its partner from another source where the batch has one.
+    mixup_across: bool = False
+    #: Alpha of MixStyle's Beta(alpha, alpha) at the entry of the trainable part: half of the steps give films mean and
+    #: deviation of each channel that lie between their own and another film's (Zhou 2021); 0: off.
+    mixstyle: float = 0.0
+    #: Step of group DRO: the groups on which the loss is largest count most (Sagawa 2020); 0: off.
+    group_dro: float = 0.0
+    #: Weight of an adversary that tells the source within a class from the pooled features, and whose gradient reaches
+    #: the base reversed (Ganin 2016); 0: off. For head ``gap`` above layers that learn.
+    adversary: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        words = ("none", "sqrt", "balanced")
+        _check("recipe.resist.", "sampling", self.sampling, f"one of {', '.join(words)}", self.sampling in words)
+        for name, high in (("mixstyle", 10), ("group_dro", 10), ("adversary", 100)):
+            value = getattr(self, name)
+            _check("recipe.resist.", name, value, f"between 0 and {high}", 0 <= value <= high)
+
+    @property
+    def needs_sources(self) -> bool:
+        """Whether it asks where films come from."""
+        return self.sampling != "none" or self.mixup_across or bool(self.group_dro or self.adversary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +171,7 @@ class Recipe:
     #: Stop after so many epochs without a better one; 0: never.
     patience: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
+    resist: Resist = field(default_factory=Resist)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -155,6 +201,18 @@ class Recipe:
             ("dropout", "at least 0 and below 1", 0 <= self.dropout < 1),
         ):
             _check("recipe.", name, getattr(self, name), rule, bool(holds))
+        resist = self.resist
+        for name, rule, holds in (
+            ("sampling", "none where recipe.sampling draws films too", "none" in (resist.sampling, self.sampling)),
+            ("mixup_across", "false where mixup is 0", self.mixup or not resist.mixup_across),
+            ("mixstyle", "0 where the head alone is trained", self.train_from != "head" or not resist.mixstyle),
+            (
+                "adversary",
+                "0 where the head alone is trained, or is not 'gap'",
+                (self.train_from != "head" and self.head == "gap") or not resist.adversary,
+            ),
+        ):
+            _check("recipe.resist.", name, getattr(resist, name), rule, bool(holds))
 
     def as_dict(self) -> dict[str, Any]:
         """Every field, as TOML and JSON can hold it."""
@@ -205,9 +263,11 @@ def recipe_from(values: Mapping[str, Any], *, where: str) -> Recipe:
     Raises:
         UserError: A field is unknown, missing, of the wrong type, or out of bounds.
     """
-    augmentation = values.get("augmentation", {})
-    _check(f"{where}: ", "augmentation", augmentation, "a table", isinstance(augmentation, Mapping))
-    parts = dict(values) | {"augmentation": _build(Augmentation, augmentation, where=f"{where}: augmentation.")}
+    parts = dict(values)
+    for name, kind in (("augmentation", Augmentation), ("resist", Resist)):
+        table = values.get(name, {})
+        _check(f"{where}: ", name, table, "a table", isinstance(table, Mapping))
+        parts[name] = _build(kind, table, where=f"{where}: {name}.")
     return _build(Recipe, parts, where=f"{where}: ")
 
 

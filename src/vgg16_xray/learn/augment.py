@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vgg16_xray.config import Augmentation
+from vgg16_xray.learn.style import apply_style, draw_style
 
 if TYPE_CHECKING:
     import torch
@@ -96,5 +97,10 @@ class Augment:
         Returns:
             (B, H, W) float32, 0..255.
         """
-        drawn = [draw_parameters(self.augmentation, seed=self.seed, draw=self.draw, row=int(row)) for row in rows]
-        return apply(pixels, np.stack(drawn))
+        if self.augmentation.moves:
+            drawn = [draw_parameters(self.augmentation, seed=self.seed, draw=self.draw, row=int(row)) for row in rows]
+            pixels = apply(pixels, np.stack(drawn))
+        if self.augmentation.style:
+            styles = [draw_style(self.augmentation.style, seed=self.seed, draw=self.draw, row=int(row)) for row in rows]
+            pixels = apply_style(pixels, styles)
+        return pixels

@@ -24,6 +24,7 @@ from vgg16_xray import ranks
 from vgg16_xray.config import Recipe
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_text
+from vgg16_xray.learn import resist
 from vgg16_xray.learn.checkpoint import ModelConfig, load_exactly, load_tensors, save_model, save_tensors
 from vgg16_xray.learn.devices import compiled, put
 from vgg16_xray.progress import progress
@@ -69,6 +70,8 @@ class TrainingData:
     #: Gives the features of training films in an epoch, counted from 0.
     train_features: Callable[[int], FeatureSource]
     validation_features: FeatureSource
+    #: (N,) int64, source of every film, for :class:`vgg16_xray.config.Resist`; None: not known.
+    sources: np.ndarray | None = None
 
 
 def fit(
@@ -112,7 +115,8 @@ def fit(
         The rows of the history.
 
     Raises:
-        UserError: The state does not belong to this training, the loss is not finite, or the disk is full.
+        UserError: The state does not belong to this training, the loss is not finite, the disk is full, or the recipe
+            asks for what the data do not tell.
     """
     import torch
 
@@ -335,7 +339,22 @@ class _Loop:
         self._weights = class_weights(targets, classes=classes, kind=recipe.class_weights)
         self._loss_weights = torch.from_numpy(self._weights).float().to(self.device)
         drawn = class_weights(targets, classes=classes, kind=recipe.sampling)[targets]
-        self._drawn = None if recipe.sampling == "none" else drawn / drawn.sum()
+        self._sources = np.zeros(len(data.targets), dtype=np.int64) if data.sources is None else data.sources
+        resist.check(recipe.resist, targets=targets, sources=self._sources[data.train])
+        if recipe.resist.sampling != "none":
+            drawn = resist.draw_weights(targets, self._sources[data.train], kind=recipe.resist.sampling)
+        changed = recipe.sampling != "none" or recipe.resist.sampling != "none"
+        self._drawn = drawn / drawn.sum() if changed else None
+        self._robust = self._adversary = None
+        if recipe.resist.group_dro:
+            groups_of = resist.groups(targets, self._sources[data.train])
+            self._robust = resist.GroupDRO(groups_of, step=recipe.resist.group_dro, device=self.device)
+        if recipe.resist.adversary:
+            self._adversary = resist.Adversary(trainable, targets, self._sources[data.train], seed=seed)
+            self._adversary.to(self.device)
+            self.optimizer.add_param_group(
+                {"params": list(self._adversary.parameters()), "rate": recipe.head_rate, "first_epoch": 0}
+            )
         self._average = {name: p.detach().clone() for name, p in trainable.named_parameters()} if recipe.ema else {}
 
     def learn(self) -> None:
@@ -349,7 +368,9 @@ class _Loop:
         learning = [parameter.requires_grad for parameter in self.trainable.parameters()]
         if learning != self._learning:  # gradients are added up of what learns when this is put together
             steps = (self.recipe.epochs - self.epoch) * self._steps
-            self._in_step = compiled(ranks.in_step(self.trainable), self.device, steps=steps)
+            self._in_step = ranks.in_step(self.trainable)
+            if self._adversary is None:  # which looks into it
+                self._in_step = compiled(self._in_step, self.device, steps=steps)
             self._learning = learning
         saved = started = looked = time.monotonic()
         note = ""
@@ -403,17 +424,19 @@ class _Loop:
         torch.manual_seed(_step_seed(self.seed, total))
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self._rate_factor(self.step, since=group["first_epoch"])
-        share, partner = draw_mixup(self.recipe.mixup, len(rows))
+        how, sources = self.recipe.resist, self._sources[rows]
+        share, partner = draw_mixup(self.recipe.mixup, len(rows), apart=sources if how.mixup_across else None)
+        styles = resist.draw_mixstyle(how.mixstyle, len(rows))
         mine = ranks.part_of(len(rows))
         # A rank for which no film is left steps with the others, on a film without weight.
         counts = mine.start < mine.stop
         held = mine if counts else slice(1)
         for module in self._dropouts:
             module.draw_for(len(rows), held)
-        features = _mixed(source, rows, held, share, partner)
+        features = _mixed(source, rows, held, (share, partner), styles)
         logits = forward(self._in_step, features.contiguous(memory_format=torch.channels_last), self.engine)
         answers = logits.detach().argmax(1)
-        loss = correct = torch.zeros((), device=self.device)
+        loss = correct = each = torch.zeros((), device=self.device)
         for part, classes in ((share, self.data.targets[rows]), (1 - share, self.data.targets[rows[partner]])):
             if part:
                 weights = self._weights[classes]
@@ -421,10 +444,19 @@ class _Loop:
                 # whose gradients the mean is taken. Alone: 1.
                 of_all = ranks.size() * weights[mine].sum() / weights.sum()
                 targets = put(classes[held], self.device)
-                loss = loss + part * of_all * cross_entropy(
-                    logits, targets, weight=self._loss_weights, label_smoothing=self.recipe.label_smoothing
-                )
+                if self._robust is None:
+                    loss = loss + part * of_all * cross_entropy(
+                        logits, targets, weight=self._loss_weights, label_smoothing=self.recipe.label_smoothing
+                    )
+                else:
+                    each = each + part * cross_entropy(
+                        logits, targets, reduction="none", label_smoothing=self.recipe.label_smoothing
+                    )
                 correct = correct + part * counts * (answers == targets).sum()
+        if self._robust is not None:
+            loss = self._robust(each, self.data.targets[rows], sources)
+        if self._adversary is not None:
+            loss = loss + self._adversary(self.data.targets[rows], sources, weight=how.adversary)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -533,6 +565,8 @@ class _Loop:
             f"model.{name}": tensor for name, tensor in self.trainable.state_dict().items()
         }
         tensors |= {f"average.{name}": tensor for name, tensor in self._average.items()}
+        for part, module in self._beside().items():
+            tensors |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
         header: dict[str, Any] = {
@@ -545,17 +579,29 @@ class _Loop:
         }
         save_tensors(self.last, tensors, header)
 
+    def _beside(self) -> dict[str, torch.nn.Module]:
+        """What learns beside the model and stays behind when it is saved."""
+        beside = {"robust": self._robust, "adversary": self._adversary}
+        return {name: module for name, module in beside.items() if module is not None}
+
     def resume(self, keys: Collection[str]) -> None:
         import torch
 
         tensors, header = load_tensors(self.last)
         if header.get("key") not in keys:
             raise UserError(f"{self.last}: must belong to this training, found the state of another")
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {
+            "model": {},
+            "average": {},
+            "optimizer": {},
+            **{part: {} for part in self._beside()},
+        }
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         load_exactly(self.trainable, parts["model"], where=str(self.last))
+        for part, module in self._beside().items():
+            load_exactly(module, parts[part], where=str(self.last))
         for name, tensor in parts["average"].items():
             self._average[name].copy_(tensor)
         state: dict[int, dict[str, torch.Tensor]] = {}
@@ -573,24 +619,51 @@ class _Loop:
         print("trained already" if self.is_over() else f"resumed at epoch {self.epoch + 1}, step {self.step}")
 
 
-def draw_mixup(alpha: float, films: int) -> tuple[float, np.ndarray]:
-    """Draw mixup of a step's films from torch's generator: the films' share, and (films,) whom each is mixed with."""
+def draw_mixup(alpha: float, films: int, *, apart: np.ndarray | None = None) -> tuple[float, np.ndarray]:
+    """Draw mixup of a step's films from torch's generator: the films' share, and (films,) whom each is mixed with.
+
+    Args:
+        alpha: Of Beta(alpha, alpha); 0: nobody is mixed.
+        films: How many films the step has.
+        apart: (films,) int: whom each is mixed with has another number where the step has one; None: anybody.
+    """
     import torch
 
     if not alpha:
         return 1.0, np.arange(films)
-    return float(torch.distributions.Beta(alpha, alpha).sample()), torch.randperm(films).numpy()
+    share, partner = float(torch.distributions.Beta(alpha, alpha).sample()), torch.randperm(films)
+    if apart is not None:
+        others = torch.from_numpy(apart[:, None] != apart[None, :]).float()
+        some = others.any(dim=1)
+        if some.any():
+            partner[some] = torch.multinomial(others[some], 1)[:, 0]
+    return share, partner.numpy()
 
 
-def _mixed(source: FeatureSource, rows: np.ndarray, held: slice, share: float, partner: np.ndarray) -> torch.Tensor:
-    """Features of the films that this rank holds of a step's `rows`, mixed with partners that others may hold."""
-    own = np.arange(len(rows))[held]
-    if share == 1:
+def _mixed(
+    source: FeatureSource,
+    rows: np.ndarray,
+    held: slice,
+    mixup: tuple[float, np.ndarray],
+    styles: tuple[np.ndarray, np.ndarray] | None,
+) -> torch.Tensor:
+    """Features of the films that this rank holds of a step's `rows`, mixed with partners that others may hold.
+
+    `mixup` is what :func:`draw_mixup` drew, `styles` what :func:`vgg16_xray.learn.resist.draw_mixstyle` did.
+    """
+    own, (share, partner) = np.arange(len(rows))[held], mixup
+    if share == 1 and styles is None:
         return source.take(rows[own])
     needed = np.union1d(own, partner[own])
+    if styles is not None:
+        needed = np.union1d(needed, styles[1][own])
     features = source.take(rows[needed])
-    here, there = (put(np.searchsorted(needed, places), features.device) for places in (own, partner[own]))
-    return share * features[here] + (1 - share) * features[there]
+
+    def of(places: np.ndarray) -> torch.Tensor:
+        return features[put(np.searchsorted(needed, places), features.device)]
+
+    mixed = of(own) if share == 1 else share * of(own) + (1 - share) * of(partner[own])
+    return mixed if styles is None else resist.with_style_of(mixed, of(styles[1][own]), styles[0][own])
 
 
 class _Swap:

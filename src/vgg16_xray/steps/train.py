@@ -82,6 +82,7 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
         validation=rows_of(manifest, VALIDATION),
         train_features=features.for_training(),
         validation_features=features.as_they_are(),
+        sources=sources_of(manifest),
     )
     before_fitting = time.monotonic() - started
     history = fit(
@@ -251,6 +252,12 @@ def open_pixels(run: RunDir, manifest: pd.DataFrame) -> ArrayStore:
 def targets_of(manifest: pd.DataFrame, plan: Plan) -> np.ndarray:
     """(N,) int64: class of every film, in the stored order of the labels."""
     return manifest["label"].map({label: i for i, label in enumerate(plan.labels)}).to_numpy(dtype=np.int64)
+
+
+def sources_of(manifest: pd.DataFrame) -> np.ndarray:
+    """(N,) int64: source of every film, numbered in order of their names; films of unknown source share a number."""
+    _, numbers = np.unique(manifest["source"].fillna("").to_numpy(dtype=str), return_inverse=True)
+    return numbers.ravel().astype(np.int64)
 
 
 def rows_of(manifest: pd.DataFrame, side: str) -> np.ndarray:
