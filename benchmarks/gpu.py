@@ -1,6 +1,6 @@
 """One GPU: the share of its bf16 matrix rate that an epoch reaches with everything trained, and a frozen-base epoch.
 
-    python benchmarks/gpu.py [--films 16930] [--epochs 2]
+    python benchmarks/gpu.py [--films 16930] [--epochs 2] [--batch 128]
 
 Films are noise: a network takes as long over them. Each epoch is timed with all the work of `vgg16-xray train`
 (augmentation, mixup, optimizer, average); the first of each, which compiles and chooses kernels, is not counted.
@@ -90,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--films", type=int, default=FILMS, help="films of an epoch")
     parser.add_argument("--epochs", type=int, default=2, help="epochs that are timed")
+    parser.add_argument("--batch", type=int, help="films a step; the recipe's by default")
     given = parser.parse_args()
     chosen = choose_device()
     if chosen.name != "cuda":
@@ -99,7 +100,7 @@ def main() -> None:
     print(f"{chosen.reason}; {engine.name}, {engine.reason}; torch {torch.__version__}")
     rate = matrix_rate(device, engine.dtype)
     print(f"matrix rate, {engine.dtype}: {rate / 1e12:.0f} T multiply-adds/s")
-    best = load_recipe("best", epochs=100)
+    best = load_recipe("best", epochs=100, batch=given.batch)
     frozen = dataclasses.replace(load_recipe("notebook", epochs=100), preprocessing="caffe")
     with tempfile.TemporaryDirectory() as folder:
         rows = create_array(Path(folder) / "pixels.npy", shape=(given.films, SIZE, SIZE), dtype=np.uint8)
@@ -110,7 +111,7 @@ def main() -> None:
         everything = seconds_an_epoch(dataclasses.replace(best, head_epochs=0), pixels, engine, device, given.epochs)
         share = given.films * PASSES * MULTIPLY_ADDS / everything / rate
         print(
-            f"everything trained: {everything:.1f} s an epoch of {given.films:,} films, "
+            f"everything trained, {best.batch} films a step: {everything:.1f} s an epoch of {given.films:,} films, "
             f"{given.films / everything:,.0f} films/s, {share:.2f} of the matrix rate (aim: 0.50 or more)"
         )
         alone = seconds_an_epoch(frozen, pixels, engine, device, given.epochs)

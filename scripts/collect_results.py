@@ -47,11 +47,9 @@ hospitals and ages. A figure here says how well films of the *same* collections 
 disease and how much is the hospital, it cannot say. No film is shown here: they are not ours to publish.
 
 *Out of fold*: every film is predicted by the one of the K models that saw neither it nor another film of its group, so
-all films count. Other runs used the machine at the same time; features that an earlier run had stored were not computed
-again. So durations are what it took then, not what it takes.
-
-**These runs were made before near-copies were kept on one side of the split.** The collection holds 106 pairs of them,
-26 under two labels (docs/leaks.md), so the figures are a little too good."""
+all films count. Near-copies stand on one side of the split, and films under two labels are only trained on
+(docs/leaks.md). The GPU was shared with a dozen other trainings, and features that an earlier run had stored were not
+computed again. So durations are what it took then, not what it takes."""
 
 
 # -- into docs/results
@@ -122,6 +120,12 @@ def title_of(run: RunDir) -> str:
     return title(read_config(run)["recipe"]["name"], read_json(numbers)["folds"] if numbers.exists() else None)
 
 
+def machine_of(config: Mapping[str, Any]) -> str:
+    """The GPU where one was used, and the processor."""
+    gpu = "" if config["device"]["name"] == "cpu" else f"{config['device']['reason']}; "
+    return f"{gpu}{config['machine']['words']}"
+
+
 def row_of(run: RunDir) -> dict[str, Any]:
     config, measured = read_config(run), measured_of(run)
     of_folds = FoldsDir(run.path).numbers.exists()
@@ -130,7 +134,7 @@ def row_of(run: RunDir) -> dict[str, Any]:
     return {
         "run": title_of(run),
         "films": f"{measured['images']:,}, {'out of fold' if of_folds else 'the test'}",
-        "machine": f"{', '.join(config['machine']['words'].split(', ')[:2])}, {config['engine']['name']}",
+        "machine": f"{machine_of(config).split(', avx')[0].split(', amx')[0]}, {config['engine']['name']}",
         "training, h:mm:ss": clock(sum(training.stamps()["train"]["seconds"] for training in trainings)),
         "all steps": clock(sum(stamp["seconds"] for stamps in steps for stamp in stamps.values())),
     } | {OVERALL_NAMES[name]: figure(measured["overall"][name]) for name in HEADLINE}
@@ -184,7 +188,7 @@ def how_trained(run: RunDir) -> str:
         parts = [f"epoch {read_json(run.test)['epoch']} of {_epochs(run)}", f"validation accuracy {figure(accuracy)}"]
     return (
         f"{config['recipe']['description']}\n\nCommand: `{config['run']['command']}`  \n"
-        f"Machine: {config['machine']['words']}; engine {config['engine']['name']}, with other work beside it.  \n"
+        f"Machine: {machine_of(config)}; engine {config['engine']['name']}, with other work beside it.  \n"
         f"Chosen by {OVERALL_NAMES[config['recipe']['select']]} on validation: {'; '.join(parts)}."
     )
 

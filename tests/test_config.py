@@ -64,7 +64,13 @@ BAD = [
     ("augmentation.shift", 0.95),
     ("augmentation.exposure", -0.5),
     ("augmentation.exposure", math.nan),
+    ("augmentation.style", 1.5),
     ("augmentation.views", -1),
+    ("resist.sampling", "often"),
+    ("resist.mixstyle", -0.1),
+    ("resist.group_dro", 11.0),
+    ("resist.adversary", math.inf),
+    ("resist.mixup_across", True),
     ("augmentation.views", 101),
     ("augmentation.views", 3),
 ]
@@ -79,6 +85,8 @@ WRONG_TYPE = [
     ("augmentation.flip", 1),
     ("augmentation.zoom", "a little"),
     ("augmentation", "all"),
+    ("resist", "strongly"),
+    ("resist.mixup_across", 1),
 ]
 
 

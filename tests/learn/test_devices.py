@@ -198,6 +198,8 @@ def test_compiling_is_for_long_trainings_of_convolutions_on_a_card(monkeypatch: 
     assert compiled(network, CPU, steps=10_000) is network
     assert compiled(network, cuda, steps=10) is network
     assert compiled(network.classifier, cuda, steps=10_000) is network.classifier
+    next(network.parameters()).requires_grad_(False)
+    assert compiled(network, cuda, steps=10_000) is network, "what is compiled while it rests would never learn"
 
 
 def test_devices_are_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from vgg16_xray.config import Recipe, load_recipe
+from vgg16_xray.config import Recipe, Resist, load_recipe
 from vgg16_xray.errors import UserError
 from vgg16_xray.learn import fit as fitting
 from vgg16_xray.learn.checkpoint import load_model, load_tensors
@@ -73,6 +73,17 @@ STAGED = dataclasses.replace(
 )
 
 
+#: Films of a class come from two places, in turn.
+SOURCES = np.arange(FILMS) % 2
+RESISTING = dataclasses.replace(
+    STAGED,
+    name="resisting",
+    unfreeze=0,
+    sampling="none",
+    resist=Resist(sampling="balanced", mixup_across=True, mixstyle=0.3, group_dro=0.1, adversary=0.3),
+)
+
+
 class Maps(Source):
     """Features (256, 4, 4) for a network whose blocks 4 and 5 are trained: 30 films a step cost little."""
 
@@ -102,6 +113,7 @@ def run(network: Callable[[], Any], folder: Path, recipe: Recipe, **changes: Any
         validation=VALIDATION,
         train_features=lambda epoch: source,
         validation_features=source,
+        sources=SOURCES,
     )
     options: dict[str, Any] = {"key": "k", "seed": 7} | changes
     return fit(
@@ -370,9 +382,11 @@ def test_a_block_that_is_unfrozen_late_warms_up_from_there(network: Callable[[],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_after", [5, 10])
+@pytest.mark.parametrize(
+    ("recipe", "stop_after"), [(STAGED, 5), (STAGED, 10), (RESISTING, 7)], ids=["staged 5", "staged 10", "resisting 7"]
+)
 def test_a_staged_training_stopped_anywhere_goes_on_to_the_same_bytes(
-    network: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    network: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe, stop_after: int
 ) -> None:
     weights = {name: tensor.clone() for name, tensor in network().state_dict().items()}
 
@@ -381,11 +395,11 @@ def test_a_staged_training_stopped_anywhere_goes_on_to_the_same_bytes(
         net.load_state_dict(weights)
         return net
 
-    run(fresh, tmp_path / "whole", STAGED, source=Maps())
+    run(fresh, tmp_path / "whole", recipe, source=Maps())
     monkeypatch.setattr(fitting, "SAVE_EVERY_S", -1.0)
     with pytest.raises(KeyboardInterrupt):
-        run(fresh, tmp_path / "cut", STAGED, source=Maps(stop_after=stop_after))
-    run(fresh, tmp_path / "cut", STAGED, source=Maps())
+        run(fresh, tmp_path / "cut", recipe, source=Maps(stop_after=stop_after))
+    run(fresh, tmp_path / "cut", recipe, source=Maps())
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
 
 

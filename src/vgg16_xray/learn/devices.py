@@ -171,10 +171,10 @@ def room_on(device: torch.device) -> float:
 
 
 def compiled(module: torch.nn.Module, device: torch.device, *, steps: int) -> torch.nn.Module:
-    """The module, compiled where that pays: convolutions on a CUDA card, in a training of some length.
+    """The module, compiled where that pays: convolutions on a CUDA card, all learning, in a training of some length.
 
     Args:
-        module: What is trained.
+        module: What is trained. Where some of it rests until later it is not compiled yet.
         device: Where.
         steps: How many steps there are.
     """
@@ -183,9 +183,14 @@ def compiled(module: torch.nn.Module, device: torch.device, *, steps: int) -> to
     import torch
 
     convolves = any(isinstance(part, torch.nn.Conv2d) for part in module.modules())
-    if device.type != "cuda" or not convolves or steps < STEPS_TO_COMPILE or not importlib.util.find_spec("triton"):
+    learns = all(parameter.requires_grad for parameter in module.parameters())
+    pays = device.type == "cuda" and convolves and learns and steps >= STEPS_TO_COMPILE
+    if not pays or not importlib.util.find_spec("triton"):
         return module
     # Where there is no C compiler: as it was, with a warning.
     torch._dynamo.config.suppress_errors = True
+    # What was compiled while layers were frozen is otherwise taken again when they learn, and they do not (pytorch
+    # issue 139476; on an H200 with torch 2.11 recipe `best` trained its head alone).
+    torch.compiler.reset()
     fast: torch.nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
     return fast

@@ -317,6 +317,8 @@ class _Loop:
         self.seed, self.key, self.engine, self.last = seed, key, engine, last
         self.epoch = self.step = 0
         self._in_step, self._learning = trainable, list[bool]()
+        #: Whether a step has shown that what should learn has a gradient.
+        self._proved = False
         self.history: list[dict[str, float]] = []
         self.device = next(trainable.parameters()).device
         self._sums = {"loss": 0.0, "correct": 0.0, "films": 0.0, "seconds": 0.0}
@@ -371,7 +373,7 @@ class _Loop:
             self._in_step = ranks.in_step(self.trainable)
             if self._adversary is None:  # which looks into it
                 self._in_step = compiled(self._in_step, self.device, steps=steps)
-            self._learning = learning
+            self._learning, self._proved = learning, False
         saved = started = looked = time.monotonic()
         note = ""
         self.trainable.train()
@@ -459,17 +461,29 @@ class _Loop:
             loss = loss + self._adversary(self.data.targets[rows], sources, weight=how.adversary)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if not self._proved:
+            self._prove()
         self.optimizer.step()
         if self._average:
             # A young average would remember the random start; it grows into its decay.
             decay = min(self.recipe.ema, (1 + total) / (10 + total))
             with torch.no_grad():
-                for name, parameter in self.trainable.named_parameters():
-                    self._average[name].lerp_(parameter, 1 - decay)
+                torch._foreach_lerp_(list(self._average.values()), list(self.trainable.parameters()), 1 - decay)
         step = torch.stack((loss.detach(), correct)).to(self._running)
         step[0] *= len(rows) / ranks.size()
         self._running += ranks.add_up(step)
         self._sums["films"] += len(rows)
+
+    def _prove(self) -> None:
+        """Refuse to train what gets no gradient, which a compiler that remembers a frozen layer gave once.
+
+        Raises:
+            RuntimeError: There is such a layer.
+        """
+        still = [name for name, p in self.trainable.named_parameters() if p.requires_grad and p.grad is None]
+        if still:
+            raise RuntimeError(f"must learn and have no gradient: {', '.join(still)}; this is a fault of the program")
+        self._proved = True
 
     def _unfreeze(self) -> None:
         """Let learn what this epoch trains; what rests costs no backward pass, and AdamW does not let it decay."""

@@ -99,7 +99,7 @@ def draw_style(strength: float, *, seed: int, draw: int, row: int) -> Style:
         local=float(strength * LOCAL * u[3]) if has[0] else 0.0,
         sharpness=float(strength * (SHARPER if u[4] > 0 else BLURRED) * u[4]) if has[1] else 0.0,
         side=1 - strength * (1 - SIDES[which]) if has[2] else 1.0,
-        quality=round(95 - strength * (95 - QUALITY) * abs(u[5])) if has[3] else 0,
+        quality=round(95 - strength * (95 - QUALITY) * abs(u[5])) if has[3] and strength else 0,
         noise=float(strength * NOISE * u[6] ** 2) if has[4] else 0.0,
         field=(int(field[0]) % FIELDS, int(field[1]), int(field[2])),
         border=(float(widths[0]), float(widths[1]), float(widths[2]), float(widths[3])) if has[5] else (0.0,) * 4,
