@@ -465,6 +465,73 @@ def evaluate(  # noqa: PLR0917
 
 
 @app.command()
+def heat(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Films with masks: metadata.csv with image,mask, or images/ beside opacities/ and lungs/.",
+            show_default=False,
+        ),
+    ],
+    *,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="A bundle, or a run; the model in the package by default.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for heat.json; of a run the run itself, whose report shows it.", show_default=False
+        ),
+    ] = None,
+    trained_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--trained-on",
+            metavar="RUN|DATA",
+            help="Of a bundle: the run, or the folders of films, that it learned from; films that are among them are "
+            "taken out. Repeatable.",
+        ),
+    ] = None,
+    opacities: Annotated[str, typer.Option(help="Bits of a mask that say opacity.")] = "16,32",
+    lungs: Annotated[str, typer.Option(help="Bits of a mask that say lung: right, left.")] = "1,2",
+    healthy: Annotated[str, typer.Option(help="The class that is no disease.")] = "Normal",
+    random: Annotated[int, typer.Option(min=1, max=100, help="Networks with random weights to compare with.")] = 5,
+    card: Annotated[bool, typer.Option("--card", help="Write the figures into the card of the bundle.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Does the heat map look where the disease is? Against drawn opacities and lungs, chance and random weights.
+
+    Example: vgg16-xray heat segmented --trained-on radiography
+    """
+    require("train", purpose="vgg16-xray heat")
+    from vgg16_xray.films.masks import LUNGS, OPACITIES, parse_flags
+    from vgg16_xray.heat import heat as measure_heat
+    from vgg16_xray.heat import left_in
+    from vgg16_xray.report.heat import say_heat
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out: must be a folder, found the file {out}")
+    found = measure_heat(
+        model,
+        data,
+        out=out,
+        trained_on=trained_on or (),
+        flags={
+            OPACITIES: parse_flags(opacities, option="--opacities"),
+            LUNGS: parse_flags(lungs, option="--lungs"),
+        },
+        healthy=healthy,
+        random=random,
+        into_card=card,
+    )
+    if json:
+        _say_json(found)
+    else:
+        say_heat(found, left_in(model, out))
+
+
+@app.command()
 def check(
     bundle: Annotated[
         Path | None, typer.Argument(help="A bundle; by default the model in the package.", show_default=False)

@@ -314,6 +314,18 @@ class EvaluationDir:
 
 
 @dataclass(frozen=True)
+class HeatDir:
+    """Where ``vgg16-xray heat`` puts what it found: a run directory, or the folder of ``--out``."""
+
+    path: Path
+
+    @property
+    def numbers(self) -> Path:
+        """What :func:`vgg16_xray.heat.heat` found, as JSON."""
+        return self.path / "heat.json"
+
+
+@dataclass(frozen=True)
 class ComparisonDir:
     """Where ``vgg16-xray compare --out`` puts what it found."""
 

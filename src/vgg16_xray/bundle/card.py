@@ -7,6 +7,7 @@ from typing import Any
 
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.bundle.format import BundleConfig
+from vgg16_xray.bundle.localise import COLUMNS, sentence
 
 #: Figures of a side of the split that the card shows, and what they are called.
 SHOWN = {
@@ -39,6 +40,7 @@ def _lines(config: BundleConfig) -> Iterator[str]:
     yield from _elsewhere(config)
     yield from _int8(config.figures.get("int8_against_float32"))
     yield from _heat(config.figures.get("heat_maps"))
+    yield from _localisation(config.figures.get("localisation"))
     yield from ("## How to ask it", "", "```", "vgg16-xray predict film.png --model THIS-FOLDER", "```", "")
     yield (
         "`model.onnx` and `model.int8.onnx` take grey pixels `(B, H, W)` uint8 of any size and give `probabilities`, "
@@ -162,3 +164,26 @@ def _heat(found: Mapping[str, Any] | None) -> Iterator[str]:
             f"drawn lesion, which covers {drawn['area']:.0%} of the film."
         )
     yield from ("A heat map shows where the model looked; it does not show that it looked at the disease.", "")
+
+
+def _localisation(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if not found:
+        return
+    films = found["films"]
+    taken = (
+        f"{films['own']:,} that were among its own films, or copies of them, were taken out"
+        if films["looked_for_own"]
+        else "its own films were not looked for among them"
+    )
+    yield from ("## Do its heat maps look where the disease is?", "", f"{sentence(found)}", "")
+    yield (
+        f"{films['measured']:,} films on which opacities and lungs are drawn; {taken}. The map is that of the most "
+        f"probable class of disease. Random weights: the mean of {found['random_networks']} networks. 95 % intervals."
+    )
+    yield from ("", f"| | films | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 2) + "|")
+    for region, of in found["all"].items():
+        if of is not None:
+            for measure, words in (("pointing", "hottest point on"), ("share", "heat on")):
+                figures = (_figure(of[measure][name]) for name in COLUMNS)
+                yield f"| {words} {region} | {of['films']:,} | {' | '.join(figures)} |"
+    yield ""

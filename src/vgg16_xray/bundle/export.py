@@ -23,13 +23,14 @@ from vgg16_xray import __version__
 from vgg16_xray.bundle.card import model_card
 from vgg16_xray.bundle.classify import ABSTAINED, ANSWERED, ERROR, REFUSED, Classifier, check
 from vgg16_xray.bundle.format import EMBEDDING, LOGITS, PIXELS, PROBABILITIES, BundleConfig, BundleDir, session_of
+from vgg16_xray.bundle.localise import summary
 from vgg16_xray.bundle.sanity import measure as measure_maps
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, replace_folder, whole_file, write_json, write_text
 from vgg16_xray.films.dataset import may_be_film
 from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
 from vgg16_xray.progress import progress
-from vgg16_xray.rundir import RunDir, key_of, read_config, sha256_of
+from vgg16_xray.rundir import HeatDir, RunDir, key_of, read_config, sha256_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,7 @@ def export(
     manifest = read_manifest(run)
     source = _Source(run, model, config, manifest, open_pixels(run, manifest))
     written = BundleDir(to.with_name(f".{to.name}.tmp"))
-    done = _seal(written, _write(source, written, refusal_rate))
+    done = seal(written, _write(source, written, refusal_rate))
     classifier = Classifier.load(written.path)
     figures = dict(done.figures)
     if classifier.explains:
@@ -97,9 +98,14 @@ def export(
         figures["heat_maps"] = measure_maps(
             classifier, model, list(source.pixels.take(rows)), preprocessing=config.preprocessing
         )
+    if (numbers := HeatDir(run.path).numbers).exists():
+        # What 'vgg16-xray heat' left, as long as it is of this model.
+        found = read_json(numbers)
+        if found["checkpoint_sha256"] == done.checkpoint_sha256:
+            figures["localisation"] = summary(found)
     if elsewhere:
         figures["elsewhere"] = [answers_elsewhere(classifier, name, folder) for name, folder in elsewhere.items()]
-    done = _seal(written, replace(done, figures=figures))
+    done = seal(written, replace(done, figures=figures))
     check(written.path)
     replace_folder(written.path, to)
     return Exported(BundleDir(to), done, time.monotonic() - started)
@@ -192,7 +198,7 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
     )
 
 
-def _seal(bundle: BundleDir, config: BundleConfig) -> BundleConfig:
+def seal(bundle: BundleDir, config: BundleConfig) -> BundleConfig:
     """Write the card, and the configuration with the hashes of all the other files."""
     write_text(bundle.card, model_card(config))
     sealed = replace(config, sha256={file.name: sha256_of(file) for file in bundle.hashed()})

@@ -88,21 +88,32 @@ def randomised_alike(
     Returns:
         What is drawn anew (:data:`STAGES`) -> mean rank correlation (Spearman) of the maps of all classes.
     """
-    import torch
-
     before = _maps(model, films, preprocessing)
     found = {}
     for name, first in STAGES.items():
         other = copy.deepcopy(model)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for layer in [*other.features[first:].children(), *other.classifier.children()]:
-                if isinstance(weight := getattr(layer, "weight", None), torch.nn.Parameter):
-                    fan_in = weight[0].numel()
-                    weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+        draw_anew(other, first=first, seed=seed)
         after = _maps(other, films, preprocessing)
         found[name] = float(np.mean([_rank_correlation(a, b) for a, b in zip(before, after, strict=True)]))
     return found
+
+
+def draw_anew(model: VGG16, *, first: int, seed: int) -> None:
+    """Draw a network's weights anew (He et al. 2015), its biases left, from layer `first` of ``features`` to the end.
+
+    Args:
+        model: Changed in place.
+        first: See :data:`STAGES`.
+        seed: Of the drawing.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in [*model.features[first:].children(), *model.classifier.children()]:
+            if isinstance(weight := getattr(layer, "weight", None), torch.nn.Parameter):
+                fan_in = weight[0].numel()
+                weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
 
 
 def _maps(model: VGG16, films: Sequence[np.ndarray], preprocessing: str) -> list[np.ndarray]:

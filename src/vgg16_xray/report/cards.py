@@ -119,6 +119,7 @@ def facts_of(run: RunDir) -> dict[str, str]:
             | _of_training(config, measured, folds)
             | _of_result(measured, folds)
             | _of_audit(run)
+            | _of_heat(run)
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{run.path}: must be as the steps wrote it, found {error!r} missing") from error
@@ -245,6 +246,18 @@ def _of_audit(run: RunDir) -> dict[str, str]:
         "verdict": f"The audit of the films says: {found['verdict']}. {reasons}".strip(),
         "robustness": f"Macro-F1 of a simple probe on reduced inputs: {'; '.join(rungs)}. Sources left out in turn: "
         "audit.json.",
+    }
+
+
+def _of_heat(run: RunDir) -> dict[str, str]:
+    from vgg16_xray.bundle.localise import sentence
+    from vgg16_xray.report.heat import read_heat
+
+    if (found := read_heat(run)) is None or found["stale"]:
+        return {}
+    return {
+        "explanation": "Grad-CAM of the logit of the most probable class of disease, on the last convolutional map, "
+        f"checked against drawn masks, chance and networks with random weights. {sentence(found)}"
     }
 
 

@@ -16,7 +16,7 @@ from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import write_json, write_text
 from vgg16_xray.report.figures import DPI, FAINT, GRID, INK, PALETTE, STYLE, has_interval
 from vgg16_xray.report.page import OVERALL_MEANINGS, OVERALL_NAMES, PER_CLASS_NAMES, template
-from vgg16_xray.report.terminal import console, figure
+from vgg16_xray.report.terminal import console, figure, signed_number
 from vgg16_xray.rundir import ComparisonDir
 from vgg16_xray.trust.compare import BETTER, CLASS_FIGURES, FIGURES, LESS_IS_BETTER, NOT_SHOWN, WORSE
 
@@ -81,7 +81,7 @@ def write_comparison(found: Mapping[str, Any], out: ComparisonDir) -> Path:
     from markupsafe import Markup
 
     filters: dict[str, Callable[..., str]] = {
-        "difference": lambda entry: "–" if entry["difference"] is None else _signed(entry["difference"]),
+        "difference": lambda entry: "–" if entry["difference"] is None else signed_number(entry["difference"]),
         "bounds": _bounds,
         "p": _p,
     }
@@ -230,21 +230,15 @@ def _row(
     }
 
 
-def _signed(value: float) -> str:
-    """``+0.012``, ``−0.003``, ``0.000``."""
-    text = f"{abs(value):.3f}"
-    return text if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
-
-
 def _bounds(entry: Mapping[str, Any]) -> str:
-    return f"{_signed(entry['low'])} to {_signed(entry['high'])}" if has_interval(entry) else ""
+    return f"{signed_number(entry['low'])} to {signed_number(entry['high'])}" if has_interval(entry) else ""
 
 
 def difference_of(entry: Mapping[str, Any]) -> str:
     """``+0.012 (+0.003 to +0.021)``, or a dash where there is none."""
     if entry["difference"] is None:
         return "–"
-    return _signed(entry["difference"]) + (f" ({bounds})" if (bounds := _bounds(entry)) else "")
+    return signed_number(entry["difference"]) + (f" ({bounds})" if (bounds := _bounds(entry)) else "")
 
 
 def verdict_of(entry: Mapping[str, Any]) -> str:

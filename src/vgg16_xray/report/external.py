@@ -9,7 +9,7 @@ from typing import Any
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import write_text
 from vgg16_xray.report.page import OVERALL_NAMES, PER_CLASS_NAMES, figure_words, interval_words, percent_words, template
-from vgg16_xray.report.terminal import console, figure
+from vgg16_xray.report.terminal import console, figure, signed
 
 #: Films that are named on the page.
 MOST_NAMED = 500
@@ -42,15 +42,6 @@ def say_evaluation(found: Mapping[str, Any], page: Path) -> None:
         out.print(f"worst subgroup: {worst['column']} = {worst['value']}, accuracy {worst['accuracy']:.3f}")
     out.print(f"page: {page}")
     out.print(RESEARCH_USE_ONLY)
-
-
-def signed(difference: Mapping[str, float | None]) -> str:
-    """``-0.120 (-0.160 to -0.080)``."""
-    if difference["value"] is None:
-        return "not defined"
-    if difference["low"] is None or difference["high"] is None:
-        return f"{difference['value']:+.3f}"
-    return f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
 
 
 def write_evaluation(path: Path, found: Mapping[str, Any]) -> Path:

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
+from vgg16_xray.bundle.localise import COLUMNS, sentence
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.split import SPLITS, TEST, TRAIN
 from vgg16_xray.report.cards import FILLED, OPEN, PART, write_cards
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
+from vgg16_xray.report.heat import SUBSETS, read_heat, rows_of
+from vgg16_xray.report.terminal import signed_number
 from vgg16_xray.rundir import AuditDir, CardsDir, ComparisonDir, FoldsDir, RunDir
 
 if TYPE_CHECKING:
@@ -85,6 +88,7 @@ def write_report(run: RunDir) -> Path:
         "figure": figure_words,
         "interval": interval_words,
         "duration": duration,
+        "signed_number": signed_number,
     }
     write_text(run.report, template("report.html.j2", filters).render(_content(run)))
     return run.report
@@ -180,6 +184,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         "validation": validation,
         "readings": _readings(run),
         "comparison": _comparison(run),
+        "heat": _heat(run),
         "overall_names": OVERALL_NAMES,
         "overall_meanings": OVERALL_MEANINGS,
         "per_class_names": PER_CLASS_NAMES,
@@ -221,6 +226,17 @@ def _comparison(run: RunDir) -> dict[str, Any] | None:
         raise UserError(
             f"{numbers}: must be as 'report --against' wrote it, found {error!r}", hint="delete it"
         ) from error
+
+
+def _heat(run: RunDir) -> dict[str, Any] | None:
+    """What ``vgg16-xray heat`` found, in the words of the page."""
+    if (found := read_heat(run)) is None:
+        return None
+    return found | {
+        "sentence": sentence(found),
+        "columns": COLUMNS,
+        "rows": {title: rows_of(found, subset) for subset, title in SUBSETS.items()},
+    }
 
 
 def style_sheet(name: str) -> Any:

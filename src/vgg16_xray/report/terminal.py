@@ -192,6 +192,21 @@ def figure(value: Mapping[str, float | None]) -> str:
     return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
 
 
+def signed_number(value: float) -> str:
+    """``+0.012``, ``−0.003``, ``0.000``."""
+    text = f"{abs(value):.3f}"
+    return text if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
+
+
+def signed(difference: Mapping[str, float | None]) -> str:
+    """``−0.120 (−0.160 to −0.080)``."""
+    if difference["value"] is None:
+        return "not defined"
+    low, high = difference["low"], difference["high"]
+    bounds = "" if low is None or high is None else f" ({signed_number(low)} to {signed_number(high)})"
+    return f"{signed_number(difference['value'])}{bounds}"
+
+
 def say_downloaded(done: Downloaded) -> None:
     """Where the dataset lies, how it came, and how many films it has."""
     counts = ", ".join(f"{label} {count:,}" for label, count in done.counts.items())
