@@ -10,6 +10,7 @@ import pytest
 from fabricate import fabricate
 
 from vgg16_xray.errors import UserError
+from vgg16_xray.files import write_json
 from vgg16_xray.report.cards import CHECKLISTS, FILLED, OPEN, PART, facts_of, fill, write_cards
 from vgg16_xray.rundir import CardsDir, RunDir
 
@@ -37,7 +38,7 @@ def test_every_fact_that_an_item_asks_for_is_one_that_a_run_can_know(name: str, 
 
     file = Path(vgg16_xray.report.__file__).parent / "checklists" / f"{name}.toml"
     wanted = {key.removeprefix("+") for *_, key in tomllib.loads(file.read_text())["items"]} - {""}
-    assert wanted <= {*facts_of(run), "verdict", "robustness"}
+    assert wanted <= {*facts_of(run), "verdict", "robustness", "explanation"}
 
 
 def test_without_facts_all_is_open_and_with_them_the_states_add_up(run: RunDir) -> None:
@@ -65,3 +66,22 @@ def test_a_run_without_a_test_has_no_cards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="test"):
         write_cards(run)
     assert not CardsDir(run.path).folder.exists()
+
+
+def test_the_methods_tell_split_copies_calibration_and_refusal_with_the_numbers_of_the_run(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run")
+    write_json(run.leaks, {"films": 240, "copies": 7, "exact": 2, "conflicts": [["a", "b"]]})
+    write_cards(run)
+    text = CardsDir(run.path).file("methods").read_text("utf-8")
+    calibration = json.loads(run.test.read_text())["calibration"]
+    for words in (
+        "80/10/10 by group, seed 1234",
+        "7 of 240 films are an earlier one again, 2 of them with equal pixels. 1 film stands under two labels",
+        f"temperature {calibration['temperature']:.3f}",
+        f"{calibration['probability']['ece']['value']:.3f}",
+        "In these figures every film is answered.",
+        "The test films were measured once.",
+    ):
+        assert words in text
+    # Whose licence the weights have is for a person to say.
+    assert "license: other" in CardsDir(run.path).file("model_card").read_text("utf-8")

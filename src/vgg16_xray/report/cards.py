@@ -118,6 +118,8 @@ def facts_of(run: RunDir) -> dict[str, str]:
             _of_data(config, manifest, run)
             | _of_training(config, measured, folds)
             | _of_result(measured, folds)
+            | _of_copies(run)
+            | _of_answers(measured, run)
             | _of_audit(run)
             | _of_heat(run)
         )
@@ -160,7 +162,7 @@ def _of_data(config: Mapping[str, Any], manifest: pd.DataFrame, run: RunDir) -> 
         f"pixels, normalised as '{config['recipe']['preprocessing']}'; training, test and prediction do the same.",
         "partitions": f"{_sentence(config['data']['split'])} Films: {sides}.",
         "disjoint": f"Groups: films of one patient where the patient is known ({with_patient:,} of {len(manifest):,} "
-        "films), and copies of one film, are on one side.",
+        "films), and copies of one film, however it was resized, cropped or encoded, are on one side.",
         "counts": f"{len(manifest):,} films in {manifest['group'].nunique():,} groups: "
         f"{', '.join(f'{label} {of_class[label]:,}' for label in labels)}. By side: {sides}.",
         "predictors": "The pixels of the film, and nothing else.",
@@ -227,7 +229,44 @@ def _of_result(measured: Mapping[str, Any], folds: Mapping[str, Any] | None) -> 
         f"{', '.join(f'{words} {_figure(overall[name])}' for name, words in wanted.items())}.",
         "per_class": f"{'; '.join(rows)}.",
         "confusion": f"True class as answered: {'; '.join(crossed)}.",
-        "failures": f"{wrong:,} of {measured['images']:,} films were named wrongly; they are shown in report.html.",
+        "failures": f"{wrong:,} of {measured['images']:,} films were named wrongly; they are listed in report.html.",
+    }
+
+
+def _of_copies(run: RunDir) -> dict[str, str]:
+    """What the search for the same film again found."""
+    if not run.leaks.exists():
+        return {}
+    found = read_json(run.leaks)
+    conflicts = len(found["conflicts"])
+    return {
+        "copies": f"Copies were sought by laying film over film: {found['copies']:,} of {found['films']:,} films are "
+        f"an earlier one again, {found['exact']:,} of them with equal pixels. "
+        f"{conflicts:,} film{' stands' if conflicts == 1 else 's stand'} under two labels"
+        + (" and are on the training side." if conflicts else ".")
+    }
+
+
+def _of_answers(measured: Mapping[str, Any], run: RunDir) -> dict[str, str]:
+    """Calibration, and what is not answered."""
+    told = {
+        "refusal": "In these figures every film is answered. A bundle that is exported from the run refuses what is no "
+        "upright frontal chest film and abstains where a class has too little evidence, by thresholds chosen on the "
+        "validation films."
+    }
+    if readings := _rows(run.readings):
+        told["readings"] = f"The test films were measured {'once' if readings == 1 else f'{readings} times'}."
+    if (found := measured.get("calibration")) is None:
+        return told
+    before, after, sets = found["score"], found["probability"], found["conformal"][0]
+    return told | {
+        "calibration": f"Probabilities are calibrated by temperature scaling on the validation films (temperature "
+        f"{found['temperature']:.3f}); on the test films the expected calibration error is {_figure(before['ece'])} "
+        f"before and {_figure(after['ece'])} after ({after['ece_by_chance']['mean']:.3f} by chance alone), the Brier "
+        f"score {_figure(before['brier'])} and {_figure(after['brier'])}. Conformal sets ({sets['score'].upper()}, "
+        f"{'a threshold a class' if sets['by_class'] else 'one threshold'}) that promise to hold the truth for "
+        f"{100 * (1 - sets['alpha']):.0f} % do so for {_figure(sets['coverage'])}, with {_figure(sets['size'])} "
+        "classes in a set."
     }
 
 
@@ -268,8 +307,9 @@ def model_card(run: RunDir, facts: Mapping[str, str]) -> str:
     """The model card, with the header that Hugging Face reads."""
     name = run.path.resolve().name
     parts = [
-        f"---\nlicense: {LICENCE.lower()}\nlibrary_name: kbs-vgg16-xray\npipeline_tag: image-classification\n"
-        "tags:\n- chest-x-ray\n- vgg16\n- research-use-only\n---",
+        # Under which licence the trained weights may be given away hangs on the films' licences.
+        "---\nlicense: other\nlicense_name: to-be-decided\nlibrary_name: kbs-vgg16-xray\n"
+        "pipeline_tag: image-classification\ntags:\n- chest-x-ray\n- vgg16\n- research-use-only\n---",
         f"# {name}",
         f"**{RESEARCH_USE_ONLY}**",
         f"## Can its figures be believed?\n\n{facts.get('verdict', 'The films were not audited.')}",
@@ -278,9 +318,13 @@ def model_card(run: RunDir, facts: Mapping[str, str]) -> str:
         "not at a hospital where it was not tested.",
         f"## Training data\n\n{facts['sources']} {facts['partitions']} {facts['disjoint']}",
         f"## Training procedure\n\n{facts['preprocessing']} {facts['training']} {facts['selection']}",
-        f"## Evaluation\n\n{facts['result']}\n\n{facts['per_class']}\n\n{facts['uncertainty']}",
-        f"## Bias, risks and limitations\n\n{facts.get('robustness', '')} Films of other hospitals: not tested in this "
-        "run. Sex, age, ethnicity: " + ASK,
+        f"## Evaluation\n\n{facts['result']}\n\n{facts['per_class']}\n\n{facts['uncertainty']}\n\n"
+        f"{' '.join(facts[name] for name in ('readings', 'calibration', 'refusal') if name in facts)}",
+        "## Bias, risks and limitations\n\n"
+        + " ".join(facts[name] for name in ("robustness", "explanation") if name in facts)
+        + f" Films of other hospitals: not tested in this run. Sex, age, ethnicity: {ASK}",
+        f"## Licence, contact\n\nThe software is {LICENCE}, ImageNet's weights of the base CC BY 4.0; what the "
+        f"licences of the films allow for these weights, and whom to ask: {ASK}",
         f"## How to use\n\n```\nvgg16-xray predict FILM --model {name}\n```",
         f"## Software and machine\n\n{facts['software']}",
     ]
@@ -293,7 +337,8 @@ def data_sheet(run: RunDir, facts: Mapping[str, str]) -> str:
         f"# Data sheet: the films of {run.path.resolve().name}",
         f"**{RESEARCH_USE_ONLY}** After Gebru et al., Datasheets for Datasets, Commun ACM 2021;64(12).",
         f"## Motivation\n\nWhy the collections were made, by whom, who paid: {ASK}",
-        f"## Composition\n\n{facts['counts']} {facts['sources']} {facts['sizes']} {facts['labels']}",
+        f"## Composition\n\n{facts['counts']} {facts['sources']} {facts['sizes']} {facts['labels']} "
+        f"{facts.get('copies', '')}".rstrip(),
         f"## Collection\n\n{facts['design']} Where, when, with whose consent: {ASK}",
         f"## Preprocessing\n\n{facts['eligibility']} {facts['preprocessing']}",
         f"## Uses\n\n{facts.get('verdict', 'The films were not audited.')}",
@@ -306,8 +351,9 @@ def data_sheet(run: RunDir, facts: Mapping[str, str]) -> str:
 def methods(facts: Mapping[str, str]) -> str:
     """A paragraph for a paper, every number in it out of the run."""
     order = (
-        *("sources", "eligibility", "partitions", "disjoint", "preprocessing", "model", "initialisation", "training"),
-        *("selection", "ensemble", "uncertainty", "result", "per_class", "verdict", "software"),
+        *("sources", "eligibility", "partitions", "disjoint", "copies", "preprocessing", "model", "initialisation"),
+        *("training", "selection", "ensemble", "uncertainty", "readings", "result", "per_class", "calibration"),
+        *("refusal", "explanation", "verdict", "software"),
     )
     told = [facts[name] for name in order if facts.get(name) and facts[name] != "None."]
     return f"# Methods\n\n{' '.join(told)}\n\n*{RESEARCH_USE_ONLY}*\n"
