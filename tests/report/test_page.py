@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import itertools
 import re
@@ -41,7 +43,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in {"style", "script"}:
             self.text += data
 
     @property
@@ -65,10 +67,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
-def test_the_page_asks_the_network_for_nothing_and_runs_no_script(finished: RunDir) -> None:
+def test_the_page_asks_the_network_for_nothing_and_runs_no_script_but_its_own(finished: RunDir) -> None:
     text, page = read(finished)
     assert not re.search(r"https?:|@import|url\(", text.split("<body>")[0])
-    assert not page.attributes("script")
+    (script,) = re.findall("<script>(.*?)</script>", text, flags=re.DOTALL)
+    assert page.attributes("script") == [{}]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     for _, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href"):
@@ -77,13 +81,45 @@ def test_the_page_asks_the_network_for_nothing_and_runs_no_script(finished: RunD
     (policy,) = [a["content"] for a in page.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy is not None
     assert policy.startswith("default-src 'none'")
+    assert policy.endswith(f"script-src 'sha256-{digest}'")
+    assert len(text.encode()) < 8_000_000
 
 
 def test_every_picture_is_in_the_page_with_its_alternative_text(finished: RunDir) -> None:
     _, page = read(finished)
-    assert {i["alt"] for i in page.attributes("img")} == {picture.alt for picture in figures.PICTURES.values()}
-    for picture in figures.PICTURES.values():
-        assert picture.reading in page.words
+    drawn = {"curves", "roc", "precision_recall", "reliability", "confusion"}
+    pictures = {picture.alt for name, picture in figures.PICTURES.items() if name not in drawn}
+    assert {i["alt"] for i in page.attributes("img") if i["alt"]} == pictures
+    for name, picture in figures.PICTURES.items():
+        assert picture.reading in page.words or name == "confusion"
+    charts = [attributes for attributes in page.attributes("svg") if attributes["class"] == "chart"]
+    assert len(charts) == 6
+    assert all(chart["aria-label"] and chart["tabindex"] == "0" for chart in charts)
+
+
+def test_every_test_film_is_in_the_table_with_the_surest_mistake_first(finished: RunDir) -> None:
+    _, page = read(finished)
+    predictions = pd.read_csv(finished.predictions)
+    films = predictions[predictions["split"] == "test"]
+    rows = [attributes for attributes in page.attributes("tr") if "data-right" in attributes]
+    wrong = (films["label"] != films["prediction"]).sum()
+    assert [row["data-right"] for row in rows] == ["no"] * wrong + ["yes"] * (len(films) - wrong)
+    surest = films[films["label"] != films["prediction"]].sort_values("confidence").iloc[-1]
+    assert (rows[0]["data-true"], rows[0]["data-said"]) == (surest["label"], surest["prediction"])
+    assert page.words.index("Film by film Research use only") < page.words.index(surest["path"])
+
+
+def test_of_many_films_some_are_in_the_table_and_their_pictures_have_bounded_room(
+    finished: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgg16_xray.report.page.MOST_FILMS", 20)
+    monkeypatch.setattr("vgg16_xray.report.page.MOST_PICTURE_BYTES", 10_000)
+    _, page = read(finished)
+    assert "20 of 48 films, wrong answers first; all stand in predictions.csv." in page.words
+    assert len([row for row in page.attributes("tr") if "data-right" in row]) == 20
+    pictures = [str(image["src"]) for image in page.attributes("img") if not image["alt"]]
+    assert 0 < len(pictures) < 20
+    assert sum(map(len, pictures[:-1])) < 10_000
 
 
 def test_the_result_stands_at_the_top_with_its_intervals(finished: RunDir) -> None:
@@ -142,8 +178,9 @@ def test_what_comes_from_the_data_is_escaped(tmp_path: Path) -> None:
     )
     run.config.write_text(run.config.read_text("utf-8") + '[x]\ny = "</pre><script>alert(3)</script>"\n', "utf-8")
     text, page = read(run)
-    assert not [tag for tag, _ in page.elements if tag in {"b", "u", "i", "script", "iframe"}]
-    assert not page.attributes("img")
+    assert not [tag for tag, _ in page.elements if tag in {"b", "u", "i", "iframe"}]
+    assert len(page.attributes("script")) == 1
+    assert all(str(image["src"]).startswith("data:image/jpeg") for image in page.attributes("img"))
     for word in (*evil, "<iframe>.png", "</pre><script>alert(3)</script>"):
         assert word in page.text
         assert html.escape(word).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text

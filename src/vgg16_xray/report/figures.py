@@ -96,7 +96,8 @@ PICTURES: Mapping[str, Picture] = {
             file="curves.png",
             title="Loss and accuracy",
             alt="Two line charts over the epochs: loss and accuracy, training against validation, best epoch marked.",
-            reading="Where training goes on getting better and validation does not, the model learns by heart.",
+            reading="Where training goes on getting better and validation does not, the model learns by heart; "
+            "training is measured while films are changed and parts left out, so it may well lie below validation.",
         ),
         Picture(
             file="confusion.png",
@@ -383,7 +384,7 @@ def per_class(run: RunDir) -> Path:
 def worst_mistakes(run: RunDir) -> Path:
     """Draw the test films that the model got wrong with the most confidence."""
     manifest = _manifest(run, "path", "collection")
-    predictions = _predictions(run)
+    predictions = read_predictions(run)
     labels: list[str] = _test(run)["labels"]
     wrong = predictions[(predictions["split"] == TEST) & (predictions["prediction"] != predictions["label"])]
     wrong = wrong.sort_values(["confidence", "collection", "path"], ascending=[False, True, True]).head(15)
@@ -419,7 +420,7 @@ def _manifest(run: RunDir, *columns: str) -> pd.DataFrame:
     return pd.read_parquet(run.require(run.manifest, made_by="preprocess"), columns=list(columns))
 
 
-def _predictions(run: RunDir) -> pd.DataFrame:
+def read_predictions(run: RunDir) -> pd.DataFrame:
     """predictions.csv with names as they are written: a class may be called NA or 007."""
     import pandas as pd
 
@@ -466,7 +467,7 @@ def _one_vs_rest(
 ) -> Axes:
     """Draw a curve for each class on the test films, and a legend with the figure `key` and its interval."""
     test = _test(run)
-    predictions = _predictions(run)
+    predictions = read_predictions(run)
     predictions = predictions[predictions["split"] == TEST]
     labels: list[str] = test["labels"]
     colours = class_colours(labels)

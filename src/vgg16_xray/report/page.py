@@ -1,13 +1,15 @@
 """One self-contained page that tells what a run did, on what, how well, and how far that can be believed.
 
-The page asks the network for nothing and runs no script; its own content policy forbids both. Whatever comes from the
-user's data is escaped by the template engine.
+The page asks the network for nothing, and its content policy forbids that and every script but the page's own, which it
+knows by its hash. Whatever comes from the user's data is escaped by the template engine.
 """
 
 from __future__ import annotations
 
 import base64
+import collections
 import csv
+import hashlib
 import json
 import tomllib
 from collections import Counter
@@ -16,12 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.bundle.localise import COLUMNS, sentence
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.split import SPLITS, TEST, TRAIN
+from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.report.cards import FILLED, OPEN, PART, write_cards
+from vgg16_xray.report.charts import charts_of
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
 from vgg16_xray.report.heat import SUBSETS, read_heat, rows_of
 from vgg16_xray.report.terminal import signed_number
@@ -36,6 +42,8 @@ MOST_ROWS = 200
 #: Sources in the class-by-source table.
 MOST_SOURCES = 40
 UNKNOWN_SOURCE = "unknown"
+#: Films in the table of films, mistakes first; side of their pictures, quality of JPEG, bytes of all of them.
+MOST_FILMS, PICTURE_SIDE, PICTURE_QUALITY, MOST_PICTURE_BYTES = 1500, 64, 60, 2_500_000
 
 #: Step, its name in steps.json, what it does, the command that does it.
 STEPS = (
@@ -161,7 +169,7 @@ def _content(run: RunDir) -> dict[str, Any]:
     test = read_json(run.test) if run.test.exists() else None
     validation = read_json(run.validation) if run.validation.exists() else None
     layers = read_json(run.layers) if run.layers.exists() else None
-    stamps = run.stamps()
+    stamps, history, script = run.stamps(), _history(run), _template_file("report.js")
     # Without the stamp they are those of models that are being exchanged.
     of_folds = FoldsDir(run.path)
     folds = read_json(of_folds.numbers) if of_folds.numbers.exists() and "folds" in stamps else None
@@ -190,12 +198,17 @@ def _content(run: RunDir) -> dict[str, Any]:
         "per_class_names": PER_CLASS_NAMES,
         "best_epoch": best_epoch(run),
         "data": _data(manifest) if manifest is not None else None,
+        "leaks": read_json(run.leaks) if run.leaks.exists() else None,
         "belief": believe(manifest) if manifest is not None else None,
         "quarantine": _quarantine(run),
         "pictures": _pictures(run),
+        "charts": collections.defaultdict(lambda: None, charts_of(run, test, history)),
+        "films": _films(run, of_folds, in_folds=folds is not None),
+        "script": script,
+        "script_hash": f"'sha256-{base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()}'",
         "layers": layers,
         "parameters": _parameters(layers["layers"]) if layers else None,
-        "history": _history(run),
+        "history": history,
         "most_rows": MOST_ROWS,
         "states": (FILLED, PART, OPEN),
         "card_file": lambda name: CardsDir(run.path).file(name).relative_to(run.path).as_posix(),
@@ -239,8 +252,77 @@ def _heat(run: RunDir) -> dict[str, Any] | None:
     }
 
 
+def _films(run: RunDir, of_folds: FoldsDir, *, in_folds: bool) -> dict[str, Any] | None:
+    """The films that were measured, mistakes first and the surest of them at the top, each with a small picture."""
+    import pandas as pd
+
+    file = run.predictions if run.predictions.exists() and run.test.exists() else of_folds.table if in_folds else None
+    if file is None or not file.exists() or (manifest := _manifest(run)) is None:
+        return None
+    texts = dict.fromkeys(("path", "collection", "label", "split", "patient_id", "source", "prediction"), str)
+    table = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values={"confidence": [""]})
+    of_test = file == run.predictions
+    if of_test:
+        table = table[table["split"] == TEST]
+    table = table.assign(right=table["prediction"] == table["label"])
+    table = table.sort_values(["right", "confidence", "path"], ascending=[True, False, True], kind="stable")
+    row_of = {key: i for i, key in enumerate(zip(manifest["collection"], manifest["path"], strict=True))}
+    rows, room = [], MOST_PICTURE_BYTES
+    pixels = ArrayStore(run.pixels) if run.pixels.exists() else None
+    for film in table.head(MOST_FILMS).to_dict("records"):
+        row = row_of.get((film["collection"], film["path"]))
+        picture = (
+            None if pixels is None or row is None or room <= 0 else _small_picture(pixels.take(np.array([row]))[0])
+        )
+        room -= len(picture or "")
+        rows.append(
+            {
+                "name": film["path"],
+                "source": "" if row is None else manifest["source"].iloc[row],
+                "label": film["label"],
+                "prediction": film["prediction"],
+                "right": film["right"],
+                "confidence": float(film["confidence"]),
+                "calibrated": float(film["calibrated_confidence"]) if "calibrated_confidence" in film else None,
+                "picture": picture,
+            }
+        )
+    return {
+        "rows": rows,
+        "total": len(table),
+        "left_out": len(table) - len(rows),
+        "of": "test films" if of_test else "films, each judged by the model that never saw it",
+        "file": file.name,
+        "labels": sorted({*table["label"], *table["prediction"]}),
+        "columns": (
+            ("Name", False),
+            ("Source", False),
+            ("True class", False),
+            ("Called", False),
+            ("Score", True),
+            ("Probability", True),
+        ),
+    }
+
+
+def _small_picture(film: np.ndarray) -> str:
+    """(S, S) uint8 as a ``data:`` address."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    small = Image.fromarray(film).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BILINEAR)
+    small.save(file, "JPEG", quality=PICTURE_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def style_sheet(name: str) -> Any:
-    """A style sheet of the package, which, and nothing else, a template does not escape."""
+    """A style sheet of the package, which, with the script and nothing else, a template does not escape."""
+    return _template_file(name)
+
+
+def _template_file(name: str) -> Any:
     from markupsafe import Markup
 
     return Markup((Path(__file__).parent / "templates" / name).read_text("utf-8"))
@@ -248,7 +330,6 @@ def style_sheet(name: str) -> Any:
 
 def _audit(run: RunDir, manifest: pd.DataFrame | None) -> dict[str, Any] | None:
     """What the audit of the run's films said; whether it was of the films that the run has now."""
-    from vgg16_xray.films.store import ArrayStore
     from vgg16_xray.report.audit import ladder_rows, told
     from vgg16_xray.steps.audit import read_audit
     from vgg16_xray.trust.shortcuts import WHOLE
@@ -412,7 +493,7 @@ def believe(manifest: pd.DataFrame) -> Belief:
     without_patient = int((manifest["patient_id"] == "").sum())
     if without_patient:
         sentences.append(
-            f"The patient is unknown for {without_patient:,} of {len(manifest):,} films. Exact copies stand on one "
+            f"The patient is unknown for {without_patient:,} of {len(manifest):,} films. Copies stand on one "
             "side of the split, but other films of such a patient may stand on two, which makes the test too easy."
         )
     rows = sorted(known.items(), key=lambda item: (-item[1].total(), item[0]))

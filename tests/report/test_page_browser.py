@@ -1,0 +1,117 @@
+"""The report in real Chromium: points have words, the table is searched, filtered and sorted, and nothing is barred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fabricate import fabricate
+
+from vgg16_xray.report import figures
+from vgg16_xray.report.page import write_report
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = fabricate(tmp_path_factory.mktemp("report") / "run", skill=1.8)
+    figures.after_preprocess(run)
+    figures.worst_mistakes(run)
+    return write_report(run)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        pytest.skip("no Chromium at /usr/bin/chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+def shown(page: Any) -> list[str]:
+    """Name of each film in the table that is to be seen, in its order."""
+    found: list[str] = page.locator("#films-table tbody tr:not([hidden]) th").all_inner_texts()
+    return found
+
+
+@pytest.fixture
+def page(browser: Any, report: Path) -> Iterator[Any]:
+    context = browser.new_context(reduced_motion="reduce")
+    page = context.new_page()
+    errors: list[Any] = []
+    page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108 (playwright marks what it is given)
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(report.as_uri())
+    yield page
+    context.close()
+    assert not errors
+
+
+def test_films_are_searched_filtered_and_sorted_by_keyboard_alone(page: Any) -> None:
+    everything = shown(page)
+    page.locator("#films-search").press_sequentially("rsna")
+    assert 0 < len(shown(page)) < len(everything)
+    assert page.locator("#films-count").inner_text() == f"{len(shown(page))} of {len(everything)} films"
+    page.locator("#films-which").select_option("no")
+    assert all("Normal/" in name for name in shown(page))
+    page.locator("#films-all").press("Enter")
+    assert sorted(shown(page)) == sorted(everything)
+    score = page.locator("#films-table thead button", has_text="Score")
+    for order, wanted in (("ascending", sorted), ("descending", lambda values: sorted(values, reverse=True))):
+        score.press("Enter")
+        assert page.locator("#films-table th[aria-sort]").get_attribute("aria-sort") == order
+        values = [float(text) for text in page.locator("#films-table tbody td:nth-child(6)").all_inner_texts()]
+        assert values == wanted(values)
+    page.locator("#films-search").fill("no such film")
+    assert shown(page) == []
+    assert page.locator("#films-none").is_visible()
+
+
+def test_a_cell_of_the_confusion_matrix_shows_its_films(page: Any) -> None:
+    cell = page.locator(".matrix td:not(.right) button").first
+    films = int(cell.evaluate("cell => cell.firstChild.textContent"))
+    cell.press("Enter")
+    assert len(shown(page)) == films
+    assert page.locator("#films-true").input_value() == cell.get_attribute("data-true")
+
+
+def test_a_point_says_its_values_to_pointer_and_keyboard(page: Any) -> None:
+    chart = page.locator("svg.chart", has_text="Loss").first
+    chart.focus()
+    chart.press("ArrowRight")
+    assert page.locator(".tip").inner_text().startswith("epoch 1, training: loss")
+    chart.press("Escape")
+    assert page.locator(".tip").is_hidden()
+    page.locator("svg.chart .point").last.hover(force=True)
+    assert page.locator(".tip").is_visible()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_no_violation_in_the_report(browser: Any, report: Path, scheme: str, width: int) -> None:
+    context = browser.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": 900}, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.goto(report.as_uri())
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wider than the window"
+    context.close()
+
+
+def test_without_a_script_everything_can_be_read(browser: Any, report: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    assert page.locator("#films-table tbody tr").count() == 48
+    assert page.locator(".controls").is_hidden()
+    assert page.locator("svg.chart .point title").count() > 20
+    context.close()
