@@ -107,7 +107,7 @@ def own_films(trained_on: Sequence[Path]) -> Iterator[OwnFilms]:
         return
     dataset = scan(trained_on, without_splits=True, least_classes=1)
     with tempfile.TemporaryDirectory(prefix="vgg16-xray-") as folder:
-        pixels, films, _ = decode_all(dataset, RunDir(Path(folder)), key="own", size=SIZE)
+        pixels, films, _, _ = decode_all(dataset, RunDir(Path(folder)), key="own", size=SIZE)
         if not films:
             where = ", ".join(map(str, trained_on))
             raise UserError(f"--trained-on: must be a run or films that can be read, found none in {where}")
