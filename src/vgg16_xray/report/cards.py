@@ -150,8 +150,12 @@ def _of_data(config: Mapping[str, Any], manifest: pd.DataFrame, run: RunDir) -> 
         "sources": f"{len(manifest):,} films from {_and(list(config['data']['collections']))}. "
         + (f"By source: {sources}." if known else "The data name no source.")
         + (f" Of {films_of['']:,} films the source is unknown." if known and films_of[""] else ""),
-        "eligibility": f"Every film in the given folders that could be read and checked; {left_out:,} files were left "
-        "out, each with its reason in quarantine.csv.",
+        "eligibility": "Every film in the given folders that could be read and checked; "
+        + (
+            f"{left_out:,} files were left out, each with its reason in quarantine.csv."
+            if left_out
+            else "none was not."
+        ),
         "missing": f"Files that cannot be read are left out and listed ({left_out:,} here). The patient is known for "
         f"{with_patient:,} of {len(manifest):,} films, the source for {len(manifest) - films_of['']:,}; "
         "nothing is imputed.",

@@ -86,12 +86,14 @@ def say_heat(found: Mapping[str, Any], left: Path | None) -> None:
     )
     out.print(f"called {called}; {answers}; without heat {found['without_heat']:,}")
     for subset, title in SUBSETS.items():
+        if not (rows := rows_of(found, subset)):
+            continue
         table = Table(title=f"{title}; 95 % intervals", title_justify="left")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for name in ("films", *COLUMNS.values()):
             table.add_column(name, justify="right")
         table.add_column("this model is")
-        for row in rows_of(found, subset):
+        for row in rows:
             table.add_row(row["words"], f"{row['films']:,}", *map(figure, row["figures"]), row["against"])
         out.print(table)
     out.print(sentence(found))
