@@ -89,6 +89,63 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     assert f"Example: vgg16-xray {command} " in out
 
 
+@pytest.mark.parametrize("command", ["audit all", "audit leaks", "audit shortcuts", "cache clear"])
+def test_every_command_within_a_command_has_one_too(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    group, name = command.split()
+    assert name in typer.main.get_command(cli.app).commands[group].commands  # type: ignore[attr-defined]
+    code, out, err = run(capsys, group, name, "--help")
+    assert (code, err) == (0, "")
+    assert f"Example: vgg16-xray {group} " in out
+
+
+def test_no_command_within_a_command_is_forgotten() -> None:
+    groups = {
+        name: set(getattr(one, "commands", ()))
+        for name, one in typer.main.get_command(cli.app).commands.items()  # type: ignore[attr-defined]
+    }
+    assert {name: inner for name, inner in groups.items() if inner} == {
+        "audit": {"all", "leaks", "shortcuts"},
+        "cache": {"clear"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("pre", {"predict", "preprocess"}),
+        ("predict --mo", {"--model"}),
+        ("audit ", {"all", "leaks", "shortcuts"}),
+    ],
+)
+def test_the_shell_completes_commands_and_options(words: str, offered: set[str]) -> None:
+    asked = {"_VGG16_XRAY_COMPLETE": "complete_bash", "COMP_WORDS": f"vgg16-xray {words}"}
+    asked["COMP_CWORD"] = str(len(words.split(" ")))
+    # As the installed program, whose name the variable has.
+    code = "import sys; sys.argv[0] = 'vgg16-xray'; from vgg16_xray.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600, env=os.environ | asked
+    )
+    assert (done.returncode, set(done.stdout.split()), done.stderr) == (0, offered, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_for_each_shell(shell: str, tmp_path: Path) -> None:
+    code = "import sys; sys.argv[0] = 'vgg16-xray'; from vgg16_xray.cli import main; main()"
+    # typer finds out by itself in which shell it runs, but for this variable of its own tests.
+    told = os.environ | {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--install-completion", shell],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=told,
+    )
+    assert done.returncode == 0, done.stderr
+    written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
+    assert any("_VGG16_XRAY_COMPLETE=complete_" in text for text in written)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
