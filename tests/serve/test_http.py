@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from tritonclient.utils import InferenceServerException
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.films.decode import decode
 from vgg16_xray.films.phantom import CLASSES, draw
+from vgg16_xray.serve.page import PAGE
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -164,6 +166,25 @@ def test_metrics_count_requests_films_and_batches(server: Running, film: Path) -
         "vgg16_xray_turned_away_total",
     ):
         assert name in body.decode()
+
+
+def test_what_the_page_loads_is_compressed_and_not_sent_again(server: Running) -> None:
+    (wasm,) = (PAGE / "assets").glob("*.wasm")
+    for path, share in ((f"/assets/{wasm.name}", 0.3), ("/model/model.int8.onnx", 0.9), ("/", 0.6)):
+        _, plain_headers, plain = ask(server.address + path)
+        _, headers, body = ask(server.address + path, Accept_Encoding="gzip, br")
+        assert gzip.decompress(body) == plain
+        assert len(body) < share * len(plain)
+        assert headers["content-encoding"] == "gzip"
+        assert int(headers["x-uncompressed-length"]) == len(plain)
+        assert headers["vary"] == plain_headers["vary"] == "Accept-Encoding"
+        assert headers["content-type"] == plain_headers["content-type"]
+        assert "content-encoding" not in plain_headers
+        for known in (headers["etag"], plain_headers["etag"]):
+            status, _, nothing = ask(server.address + path, Accept_Encoding="gzip", If_None_Match=known)
+            assert (status, nothing) == (304, b"")
+    assert ask(f"{server.address}/model/model.onnx")[0] == 404
+    assert ask(f"{server.address}/model/..%2Fconfig.json")[0] == 404
 
 
 def test_the_documentation_asks_no_other_host(server: Running) -> None:

@@ -96,13 +96,16 @@ let loaded = 0;
 function progress(done: number, total: number): void {
   loaded = total ? done / total : 0;
   for (const bar of document.querySelectorAll<HTMLProgressElement>("progress")) {
-    bar.value = loaded;
+    if (total) bar.value = loaded;
+    else bar.removeAttribute("value");
     bar.nextElementSibling!.textContent = loadedInWords(done, total);
   }
 }
 
-const loadedInWords = (done: number, total: number) =>
-  done < total ? `Loading the model: ${megabytes(done)} of ${megabytes(total)} MB` : "Starting the model";
+function loadedInWords(done: number, total: number): string {
+  if (!total) return `Loading the model: ${megabytes(done)} MB`;
+  return done < total ? `Loading the model: ${megabytes(done)} of ${megabytes(total)} MB` : "Starting the model";
+}
 
 /** Outside of what is announced: a screen reader should not say every megabyte. */
 function wait(): void {

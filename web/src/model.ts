@@ -25,10 +25,10 @@ export class Model {
     if (config.format !== 1) throw new Error(`the model has format ${config.format}, and this page reads format 1`);
     const name = "model.int8.onnx" in config.sha256 ? "model.int8.onnx" : "model.onnx";
     const responses = await Promise.all([get(runtime), get(`${folder}/${name}`)]);
-    const sizes = responses.map((response) => Number(response.headers.get("content-length")));
+    const sizes = responses.map(lengthOf);
     let done = 0;
     const [wasm, graph] = await Promise.all(
-      responses.map((response) => arrived(response, (bytes) => tell((done += bytes), sizes[0] + sizes[1]))),
+      responses.map((response) => arrived(response, (bytes) => tell((done += bytes), sizes.includes(0) ? 0 : sizes[0] + sizes[1]))),
     );
     await checkHash(name, graph, config.sha256[name]);
     ort.env.wasm.wasmBinary = wasm.buffer as ArrayBuffer;
@@ -68,6 +68,11 @@ async function get(address: string): Promise<Response> {
   const response = await fetch(address);
   if (!response.ok) throw new Error(`${new URL(address, location.href).pathname}: the server answered ${response.status}`);
   return response;
+}
+
+/** How many bytes will arrive, 0 where that is not said: a body that was compressed on its way is longer than its length. */
+function lengthOf({ headers }: Response): number {
+  return Number(headers.get("x-uncompressed-length") ?? (headers.has("content-encoding") ? 0 : headers.get("content-length")));
 }
 
 async function arrived(response: Response, tell: (bytes: number) => void): Promise<Uint8Array> {

@@ -16,13 +16,13 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
-from starlette.staticfiles import StaticFiles
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.bundle.classify import ERROR, Classifier, Prediction
 from vgg16_xray.errors import UnreadableFilm
 from vgg16_xray.serve import protocol
 from vgg16_xray.serve.errors import Refusal
+from vgg16_xray.serve.files import Files
 from vgg16_xray.serve.guard import Guard
 from vgg16_xray.serve.metrics import Metrics
 from vgg16_xray.serve.page import MODEL, PAGE, model_files
@@ -215,15 +215,15 @@ def _add_page(app: FastAPI, settings: Settings, classifier: Classifier) -> None:
     def documentation() -> Response:
         return FileResponse(PAGE / "docs.html")
 
-    app.mount("/assets", StaticFiles(directory=PAGE / "assets"), name="assets")
+    # Named by their content, so they never change.
+    kept = {"Cache-Control": "public, max-age=31536000, immutable"}
+    app.mount("/assets", Files(directory=PAGE / "assets", headers=kept), name="assets")
     if not settings.page:
         return
-    for name, file in model_files(classifier.bundle).items():
-        # Asked anew each time, answered with 304 where nothing changed: another model may come under the same name.
-        app.get(f"/{MODEL}/{name}", include_in_schema=False)(
-            lambda file=file: FileResponse(file, headers={"Cache-Control": "no-cache"})
-        )
-    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    # Asked for anew each time, answered with 304 where nothing changed: another model may come under the same name.
+    model = Files(named=model_files(classifier.bundle), headers={"Cache-Control": "no-cache"})
+    app.mount(f"/{MODEL}", model, name="model")
+    app.mount("/", Files(directory=PAGE, html=True), name="page")
 
 
 async def _body(request: Request, settings: Settings) -> bytes:
