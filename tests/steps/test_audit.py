@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vgg16_xray.files import read_json
 from vgg16_xray.films.phantom import Faults, write_dataset
 from vgg16_xray.report.audit import write_audit_page
 from vgg16_xray.rundir import AuditDir, RunDir
@@ -103,3 +104,7 @@ def test_two_labels_for_one_film_are_a_reason_for_care_at_least(tmp_path: Path) 
     assert found["leaks"]["conflicts"] == 2
     assert found["verdict"] in (CARE, STOP)
     assert "two labels" in [reason["rule"] for reason in found["reasons"]]
+    page = write_audit_page(RunDir(tmp_path / "audit"), found).read_text("utf-8")
+    assert "Films that are one and stand under two labels: 1 pair<" in page
+    for film in read_json(RunDir(tmp_path / "audit").leaks)["conflicts"][0]:
+        assert page.count(film["film"]) == 2

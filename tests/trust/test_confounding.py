@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from vgg16_xray.trust.confounding import (
     mutual_information,
     source_within_class,
 )
+from vgg16_xray.trust.intervals import bootstrap_weights
 
 
 def names(n: int) -> list[str]:
@@ -56,6 +59,32 @@ def test_mutual_information_is_that_of_scikit_learn() -> None:
     assert mutual_information(table) == pytest.approx(normalized_mutual_info_score(a, b))
 
 
+def test_intervals_are_those_of_films_repeated_as_drawn_and_measured_by_scipy_and_scikit_learn() -> None:
+    from scipy.stats.contingency import association
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 3, 120)
+    source = np.where(rng.random(120) < 0.5, truth, rng.integers(0, 4, 120))
+    groups = [f"p{i // 3}" for i in range(120)]
+    found = associate([f"c{k}" for k in truth], [f"s{k}" for k in source], groups, seed=5, replicates=100)
+    v, shared = [], []
+    for weights in np.concatenate(list(bootstrap_weights(groups, replicates=100, seed=5))):
+        films = np.repeat(np.arange(120), weights.astype(int))
+        table = np.histogram2d(source[films], truth[films], (4, 3))[0]
+        assert table.sum(axis=0).all()
+        assert table.sum(axis=1).all()
+        # Bergsma 2013, equations 3 and 4.
+        n = len(films)
+        phi2 = max(0, association(table.astype(int), method="cramer") ** 2 * 2 - 6 / (n - 1))
+        v.append(np.sqrt(phi2 / (min(4 - 9 / (n - 1), 3 - 4 / (n - 1)) - 1)))
+        shared.append(normalized_mutual_info_score(source[films], truth[films]))
+    for name, drawn in (("cramers_v", v), ("normalised_mutual_information", shared)):
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx((low, high))
+    assert found["adjusted_mutual_information"] == pytest.approx(adjusted_mutual_info_score(source, truth))
+
+
 def test_films_without_source_are_counted_and_left_out() -> None:
     labels = ["x"] * 10 + ["y"] * 10 + ["y"] * 3
     sources = ["one"] * 10 + ["two"] * 10 + [""] * 3
@@ -84,6 +113,8 @@ def confounded(n: int = 240) -> tuple[np.ndarray, list[str], list[str]]:
 
 
 def test_what_only_the_source_gave_is_gone_when_sources_are_balanced() -> None:
+    from sklearn.metrics import f1_score
+
     from vgg16_xray.trust.linear_probe import out_of_fold
 
     features, labels, sources = confounded()
@@ -91,6 +122,13 @@ def test_what_only_the_source_gave_is_gone_when_sources_are_balanced() -> None:
     said = out_of_fold(features, truth, names(240), seed=0)
     found = balanced_source(said, labels, sources, names(240), seed=0)
     assert found is not None
+    # Every class of a source weighs the same, and the source as much as it has films.
+    of = Counter(zip(sources, labels, strict=True))
+    films = Counter(sources)
+    weights = [films[source] / of[source, label] for source, label in zip(sources, labels, strict=True)]
+    expected = f1_score(truth, said, average="macro", sample_weight=weights)
+    assert found["macro_f1"]["value"] == pytest.approx(expected)
+    assert found["as_they_are"] == pytest.approx(f1_score(truth, said, average="macro"))
     assert found["as_they_are"] > 0.8
     assert found["macro_f1"]["value"] < 0.6
     assert balanced_source(said, labels, labels, names(240), seed=0) is None

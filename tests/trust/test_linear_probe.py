@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vgg16_xray.trust.intervals import bootstrap_weights
 from vgg16_xray.trust.linear_probe import (
+    ENOUGH_REACHED,
     PENALTY,
     _Fold,
     confusion,
@@ -71,7 +73,7 @@ def test_the_permutation_test_is_that_of_scikit_learn_on_the_same_folds() -> Non
 
     features, truth = films(90, 4, signal=0.5, seed=11)
     groups = [str(i) for i in range(90)]
-    found = probe(features, truth, groups, seed=0, permutations=199, replicates=10)
+    found = probe(features, truth, groups, seed=0, permutations=39, replicates=10)
     numbers = fold_of(truth, groups, folds=5, seed=0)
     # 72 of 90 films train in each fold; four standardised features are all kept, only turned.
     assert (np.bincount(numbers)[1:] == 18).all()
@@ -81,12 +83,21 @@ def test_the_permutation_test_is_that_of_scikit_learn_on_the_same_folds() -> Non
         return macro_f1(confusion(labels, cross_val_predict(model, features, labels, cv=PredefinedSplit(numbers)), 3))
 
     assert found.macro_f1 == pytest.approx(score(truth))
-    rng = np.random.default_rng(9)
-    null = [score(rng.permutation(truth)) for _ in range(40)]
-    # Two means of a null whose standard deviation is about 0.05.
-    assert found.chance == pytest.approx(np.mean(null), abs=0.03)
-    assert found.p < 0.05
-    assert np.mean([one >= found.macro_f1 for one in null]) < 0.1
+    # The same permutations, refitted by scikit-learn.
+    null = np.array([score(labels) for labels in permuted_labels(truth, groups, np.random.default_rng(0), 39)])
+    assert found.chance == pytest.approx(null.mean())
+    assert found.chance_high == pytest.approx(null.max())
+    # Phipson and Smyth (Stat. Appl. Genet. Mol. Biol. 2010): never 0, and exact.
+    assert found.p == (1 + (null >= found.macro_f1 - 1e-12).sum()) / 40
+    assert found.p < 0.1
+
+
+def test_p_ends_early_where_it_is_large_and_is_then_the_share_that_reached_the_score() -> None:
+    features, truth = films(90, 4, signal=0.0, seed=11)
+    found = probe(features, truth, [str(i) for i in range(90)], seed=0, permutations=999, replicates=10)
+    # Besag and Clifford 1991: h of the l permutations drawn, the last of which was the h-th.
+    assert found.permutations < 999
+    assert found.p == ENOUGH_REACHED / found.permutations
 
 
 def test_p_is_uniform_under_the_null() -> None:
@@ -114,6 +125,36 @@ def test_a_group_is_never_on_both_sides() -> None:
     kept = probe(features, truth, [str(i // 2) for i in range(160)], seed=0, permutations=39, replicates=10)
     leaked = probe(features, truth, [str(i) for i in range(160)], seed=0, permutations=39, replicates=10)
     assert kept.macro_f1 < 0.65 < leaked.macro_f1
+
+
+def test_the_interval_is_that_of_films_repeated_as_drawn_and_of_scipys_bootstrap_over_groups() -> None:
+    from scipy.stats import bootstrap
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(8)
+    truth = np.repeat(rng.integers(0, 3, 50), 3)
+    said = np.where(rng.random(150) < 0.6, truth, rng.integers(0, 3, 150))
+    groups = [f"p{i // 3:02d}" for i in range(150)]
+    low, high = interval(truth, said, groups, classes=3, replicates=300, seed=4, level=0.9)
+
+    def score(rows: np.ndarray) -> float:
+        return float(f1_score(truth[rows], said[rows], average="macro"))
+
+    weights = np.concatenate(list(bootstrap_weights(groups, replicates=300, seed=4))).astype(int)
+    drawn = [score(np.repeat(np.arange(150), times)) for times in weights]
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.05, 0.95])))
+    rows = np.arange(150).reshape(50, 3)
+    scipys = bootstrap(
+        (np.arange(50),),
+        lambda patients: score(rows[patients].ravel()),
+        n_resamples=300,
+        confidence_level=0.9,
+        method="percentile",
+        vectorized=False,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    # The ends of two draws of 300: each has a standard error of about a tenth of the width.
+    assert (low, high) == pytest.approx(scipys, abs=0.4 * (high - low) / 2)
 
 
 def test_the_interval_is_wider_where_films_come_in_groups() -> None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
-from vgg16_xray.files import write_text
+from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.report.terminal import console
 from vgg16_xray.rundir import AuditDir, RunDir
+from vgg16_xray.trust.lungs import find_lungs
 from vgg16_xray.trust.shortcuts import LADDER, LUNGS, METADATA, WHOLE, as_png, shown
 from vgg16_xray.trust.verdict import CARE, NONE, STOP, STRONGEST
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 #: Side of a film on the ladder, and on a contact sheet, pixels.
 SMALL, SHEET = 96, 128
-#: Films on the contact sheet of suspected labels.
-MOST_SHOWN = 48
+#: Films on the contact sheet of suspected labels, and pairs of films under two labels.
+MOST_SHOWN, MOST_PAIRS = 48, 24
 #: Side of the heat map, pixels.
 HEAT = 336
 CLASS_OF_VERDICT = {STOP: "stop", CARE: "care", NONE: "none"}
@@ -104,6 +105,8 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
         whole=found["ladder"].get(WHOLE.key, {}).get("macro_f1"),
         heat=_heat(found["where"], pixels),
         suspects=_suspects(found["noise"], pixels),
+        conflicts=_conflicts(run, pixels),
+        pairs=run.leaks_page.name,
         stop=STOP,
         css=style_sheet("report.css"),
         audit_css=style_sheet("audit.css"),
@@ -129,13 +132,13 @@ def told(found: Mapping[str, Any]) -> dict[str, Any]:
 def ladder_rows(found: Mapping[str, Any], manifest: pd.DataFrame, pixels: ArrayStore) -> list[dict[str, Any]]:
     """A row a rung, with one film as the rung shows it; the same film in all of them."""
     film = pixels.take(np.array([len(manifest) // 2]))
+    outlined = find_lungs(film)
     rows = []
     for rung in LADDER:
         figures = found["ladder"].get(rung.key, {})
         picture = None
-        # The lungs' outline is not kept, so the two rungs that need it show no film.
-        if rung is not METADATA and not rung.needs_lungs:
-            picture = _uri(as_png(shown(rung, film)[0], side=SMALL))
+        if rung is not METADATA and (outlined.found[0] or not rung.needs_lungs):
+            picture = _uri(as_png(shown(rung, film, outlined.masks)[0], side=SMALL))
         rows.append(
             {
                 "rung": rung,
@@ -170,6 +173,23 @@ def _suspects(noise: Mapping[str, Any], pixels: ArrayStore) -> Sequence[dict[str
         return []
     films = pixels.take(np.array([entry["row"] for entry in listed]))
     return [{**entry, "uri": _uri(as_png(film, side=SHEET))} for entry, film in zip(listed, films, strict=True)]
+
+
+def _conflicts(run: RunDir, pixels: ArrayStore) -> list[list[dict[str, Any]]]:
+    """Films that show the same under two labels, side by side, the surest first."""
+    if not run.leaks.exists():
+        return []
+    pairs = [pair for pair in read_json(run.leaks)["pairs"] if pair["same"]]
+    told = []
+    for pair in [pair for pair in pairs if pair["first_label"] != pair["second_label"]][:MOST_PAIRS]:
+        films = zip(pixels.take(np.array(pair["rows"])), ("first", "second"), strict=True)
+        told.append(
+            [
+                {"uri": _uri(as_png(film, side=SHEET)), "path": pair[which], "label": pair[f"{which}_label"]}
+                for film, which in films
+            ]
+        )
+    return told
 
 
 def _uri(png: bytes) -> str:

@@ -31,7 +31,7 @@ from vgg16_xray.trust.confounding import FEWEST_GROUPS
 from vgg16_xray.trust.linear_probe import FOLDS, PERMUTATIONS, confusion, macro_f1, out_of_fold
 from vgg16_xray.trust.lungs import find_lungs
 from vgg16_xray.trust.noise import probabilities_out_of_fold, suspected
-from vgg16_xray.trust.shortcuts import BATCH, LADDER, METADATA, describe, measure, metadata_of, sample, where
+from vgg16_xray.trust.shortcuts import BATCH, LADDER, METADATA, WHOLE, describe, measure, metadata_of, sample, where
 from vgg16_xray.trust.verdict import judge
 
 if TYPE_CHECKING:
@@ -46,6 +46,30 @@ PER_CLASS = 500
 MOST_SUSPECTS = 200
 
 
+class _Described:
+    """What :func:`describe` makes of films, of each film once for all parts."""
+
+    def __init__(self, pixels: ArrayStore) -> None:
+        self._pixels = pixels
+        self._done = np.zeros(len(pixels), bool)
+        self._numbers: NDArray[np.float64] | None = None
+
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(N, D) of films `rows` (N,)."""
+        missing = rows[~self._done[rows]]
+        with progress("describe films", total=len(rows)) as bar:
+            bar.start_at(len(rows) - len(missing))
+            for start in range(0, len(missing), BATCH):
+                some = missing[start : start + BATCH]
+                numbers = describe(self._pixels.take(some))
+                if self._numbers is None:
+                    self._numbers = np.zeros((len(self._done), numbers.shape[1]))
+                self._numbers[some], self._done[some] = numbers, True
+                bar.advance(len(some))
+        assert self._numbers is not None
+        return self._numbers[rows]
+
+
 class TooFewFilms(UserError):
     """There is nothing to judge by: too few groups in too few classes."""
 
@@ -57,6 +81,7 @@ class _Films:
     run: RunDir
     manifest: pd.DataFrame
     pixels: ArrayStore
+    described: _Described
     roots: Mapping[str, Path]
     #: Rows of classes that are large enough to be cross-validated.
     usable: NDArray[np.int64]
@@ -86,9 +111,9 @@ def audit_data(
     Raises:
         UserError: See :func:`vgg16_xray.steps.preprocess.preprocess`.
     """
-    preprocess(data, run, mapping=mapping, resplit=True)
-    films = scan(data, mapping=mapping).films
-    given = {(film.collection, film.path): film.split for film in films if film.split}
+    dataset = scan(data, mapping=mapping)
+    preprocess(data, run, mapping=mapping, resplit=True, dataset=dataset)
+    given = {(film.collection, film.path): film.split for film in dataset.films if film.split}
     return audit(run, given=given, **options)
 
 
@@ -194,10 +219,12 @@ def _open(
         )
     ]
     collections = read_config(run).get("data", {}).get("collections", {})
+    pixels = ArrayStore(run.require(run.pixels, made_by="preprocess DATA --out"))
     return _Films(
         run=run,
         manifest=manifest,
-        pixels=ArrayStore(run.require(run.pixels, made_by="preprocess DATA --out")),
+        pixels=pixels,
+        described=_Described(pixels),
         roots={name: Path(root) for name, root in collections.items()},
         usable=usable,
         rows=rows,
@@ -316,7 +343,7 @@ def _noise(films: _Films) -> dict[str, Any]:
     labels, groups = films.column("label", films.usable), films.column("group", films.usable)
     names = sorted(set(labels))
     truth = np.array([names.index(label) for label in labels])
-    features = _described(films.pixels, films.usable)
+    features = films.described.of(films.usable)
     probabilities = probabilities_out_of_fold(features, truth, groups, seed=films.seed)
     found = suspected(truth, probabilities)
     return {
@@ -337,16 +364,6 @@ def _noise(films: _Films) -> dict[str, Any]:
             for i in found[:MOST_SUSPECTS]
         ],
     }
-
-
-def _described(pixels: ArrayStore, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    with progress("describe films", total=len(rows)) as bar:
-        parts = []
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
-            parts.append(describe(pixels.take(some)))
-            bar.advance(len(some))
-    return np.concatenate(parts)
 
 
 # -- sources
@@ -427,7 +444,6 @@ class _Rungs:
         names = sorted(set(self.labels))
         self.truth = np.array([names.index(label) for label in self.labels])
         self._films: NDArray[np.uint8] | None = None
-        self._whole: NDArray[np.float64] | None = None
         self._lungs: tuple[NDArray[np.bool_] | None, NDArray[np.bool_]] | None = None
 
     @property
@@ -437,9 +453,7 @@ class _Rungs:
         return self._films
 
     def whole(self) -> NDArray[np.float64]:
-        if self._whole is None:
-            self._whole = _described(self._of.pixels, self._of.rows)
-        return self._whole
+        return self._of.described.of(self._of.rows)
 
     def lungs(self) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_]]:
         """Masks of the data where they have them, else found; and on which films they are known."""
@@ -467,6 +481,7 @@ class _Rungs:
             lungs=lungs,
             found=known,
             metadata=metadata,
+            described=self.whole() if rung is WHOLE else None,
             permutations=films.permutations,
         )
 

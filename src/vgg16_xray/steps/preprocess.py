@@ -40,7 +40,7 @@ STEP = "preprocess"
 #: Raised when the same film would give other pixels than before.
 VERSION = 1
 #: Raised when other films would be taken for one, or a row would say something else.
-COPIES_VERSION = 2
+COPIES_VERSION = 3
 #: Raised when a line of the journal would say something else.
 JOURNAL_VERSION = 2
 #: Columns of the manifest, in their order.
@@ -88,6 +88,7 @@ def preprocess(
     resplit: bool = False,
     like: RunDir | None = None,
     size: int = SIZE,
+    dataset: Dataset | None = None,
 ) -> Preprocessed:
     """Scan, decode, hash, compare, group, split and store the films of one or several collections.
 
@@ -99,13 +100,18 @@ def preprocess(
         resplit: Make a new split even where the dataset brings one.
         like: Another run: a film that it has, whatever it is called and however it is encoded here, stays on its side.
         size: Side of the stored square, pixels.
+        dataset: What :func:`vgg16_xray.films.dataset.scan` found in `data`, where that is known already.
 
     Raises:
         UserError: The data cannot be used: no two classes, a class with too few films.
         Leak: The dataset's own split has a patient, or copies of a film, on two sides.
     """
     started = time.monotonic()
-    dataset = scan(data, mapping=mapping, without_splits=resplit or like is not None)
+    without_splits = resplit or like is not None
+    if dataset is None:
+        dataset = scan(data, mapping=mapping, without_splits=without_splits)
+    elif without_splits:
+        dataset = replace(dataset, films=tuple(replace(film, split=None) for film in dataset.films))
     listing = listing_of(dataset)
     before = read_manifest(like) if like else None
     key = key_of(
@@ -394,12 +400,17 @@ def _in_order(
 
 
 def find_copies_once(staged: Path, films: Sequence[Decoded]) -> list[Pair]:
-    """Which of the decoded films are the same; kept beside them, so that another seed, label or split finds it done."""
+    """Which of the decoded films are the same; kept beside them, so that another seed, label or split finds it done.
+
+    A search that was killed goes on behind its last finished part.
+    """
     file = staged.with_suffix(f".copies-{COPIES_VERSION}.json")
     if file.exists():
         return [Pair(**pair) for pair in read_json(file)]
-    pairs = leaks.find_copies(ArrayStore(staged).take, [film.sha256 for film in films])
+    kept = staged.with_suffix(f".search-{COPIES_VERSION}")
+    pairs = leaks.find_copies(ArrayStore(staged).take, [film.sha256 for film in films], kept=kept)
     write_json(file, [asdict(pair) for pair in pairs])
+    shutil.rmtree(kept, ignore_errors=True)
     return pairs
 
 
@@ -456,7 +467,8 @@ def _found_before(staged: Path, films: Sequence[Decoded], *, like: RunDir, befor
     before_sides, before_names = list(before["split"]), _names(before)
     seen: set[int] = set()
     # The surest last, so that it has the last word.
-    for pair in reversed(leaks.find_copies(take, hashes, first_of_second=many)):
+    kept = staged.with_suffix(f".like-{COPIES_VERSION}-{fingerprint(before)}")
+    for pair in reversed(leaks.find_copies(take, hashes, first_of_second=many, kept=kept)):
         if pair.same:
             sides[pair.second - many] = before_sides[pair.first]
             names[pair.second - many] = before_names[pair.first]

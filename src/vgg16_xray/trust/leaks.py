@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,16 @@ from vgg16_xray.trust.near_copies import DETAIL, RESIDUAL, Films, Pair, find_pai
 MOST_REJECTED = 1000
 
 
-def find_copies(films: Films, sha256: Sequence[str], *, first_of_second: int | None = None) -> list[Pair]:
+def find_copies(
+    films: Films, sha256: Sequence[str], *, first_of_second: int | None = None, kept: Path | None = None
+) -> list[Pair]:
     """Every film that is an earlier one again, exactly or nearly.
 
     Args:
         films: Gives (B, S, S) uint8 for (B,) indices.
         sha256: (N,) hash of the decoded pixels: equal ones are copies without a look.
         first_of_second: Look for pairs between the films before this index and those from it on, and no others.
+        kept: Folder for finished parts of a search over these very films: one that was killed goes on behind them.
 
     Returns:
         Pairs that are one film, the surest first, then the strongest of those that are not.
@@ -42,7 +46,7 @@ def find_copies(films: Films, sha256: Sequence[str], *, first_of_second: int | N
         sorted(i for (film, second), i in first.items() if not (second and (film, False) in first)), dtype=np.int64
     )
     among = None if first_of_second is None else int((looked_at < first_of_second).sum())
-    found = find_pairs(lambda rows: films(looked_at[rows]), len(looked_at), first_of_second=among)
+    found = find_pairs(lambda rows: films(looked_at[rows]), len(looked_at), first_of_second=among, kept=kept)
     pairs = [_exact(i, j) for i, j in exact if i != j]
     pairs += [pair.between(int(looked_at[pair.first]), int(looked_at[pair.second])) for pair in found]
     same = [pair for pair in pairs if pair.same]

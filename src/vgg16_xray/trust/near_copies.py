@@ -17,14 +17,17 @@ network, no features.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from vgg16_xray.files import whole_file
 from vgg16_xray.progress import progress
 
 #: Takes (B,) int indices, gives (B, S, S) uint8: ``ArrayStore.take``, or ``array.__getitem__``.
@@ -32,7 +35,7 @@ Films = Callable[[np.ndarray], np.ndarray]
 T = TypeVar("T")
 
 #: Two films are one where their detail agrees at least so well and their grey differs at most so much.
-DETAIL, RESIDUAL = 0.65, 0.038
+DETAIL, RESIDUAL = 0.65, 0.035
 #: Pairs whose margin is below this are not worth a look.
 WORTH_A_LOOK = -3.0
 
@@ -49,13 +52,15 @@ CUTS = (0.025, 0.075)
 EMPTY = 2.5
 #: No more of a side is taken for an empty border.
 MOST_TRIMMED = 0.35
-#: Candidates a film: its nearest so many in each view, and the best so many of all these, above a cosine.
-NEAREST, CANDIDATES, COSINE = 4, 8, 0.6
+#: Candidates a film: its nearest so many in each view, above a cosine; of all these the best so many, and the nearest
+#: of each view, are cut more finely, in steps of such a share of the side; the best so many of these are registered.
+NEAREST, COSINE, POOL, FINE_CUT, CANDIDATES = 4, 0.6, 8, 0.0125, 8
 #: Descriptors in a cell of the index, and cells that are searched: an exact search up to as many films as fill them.
 CELL, PROBES = 200, 16
-#: Steps of the coarse registration, first on blurred frames (Gaussian sigma), where ribs cannot lock in one beside the
-#: other; the median block's correlation below which a pair is dropped after it; block side.
-COARSE_STEPS, BLUR, LIKELY, COARSE_BLOCK = 6, 2.0, 0.75, 8
+#: Steps of the coarse registration; the median block's correlation below which a pair is dropped after it; block side.
+COARSE_STEPS, LIKELY, COARSE_BLOCK = 6, 0.8, 8
+#: Of the pairs of a film so many are compared, those that agree best; and all that agree so well.
+COMPARED, CLEAR = 3, 0.95
 #: Differences of so many median ones (two standard deviations) have a quarter of their say in a registration.
 OUTLYING = 2 * 1.4826
 #: The fine registration: so many steps on every second pixel of a line, then as many on all.
@@ -70,8 +75,8 @@ BLOCK, FEWEST_BLOCKS = 16, 10
 FAINT = 0.5
 #: Side of the cells in which grey is compared, pixels of FINE, and steps of the function from grey to grey.
 GREY_CELL, GREY_STEPS = 4, 16
-#: Films, or pairs, at a time.
-BATCH = 128
+#: Films, or pairs, at a time; and in a part that is kept.
+BATCH, PART = 128, 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +114,14 @@ def _margin(detail: Any, residual: Any) -> Any:
     return np.minimum(detail / DETAIL - 1, 1 - residual / RESIDUAL)
 
 
-def find_pairs(films: Films, count: int, *, first_of_second: int | None = None) -> list[Pair]:
+def find_pairs(films: Films, count: int, *, first_of_second: int | None = None, kept: Path | None = None) -> list[Pair]:
     """Lay films one over the other where they might be the same.
 
     Args:
         films: Gives pixels for indices.
         count: N, the number of films.
         first_of_second: Look for pairs between the films before this index and those from it on, and no others.
+        kept: Folder for finished parts of a search over these very films: one that was killed goes on behind them.
 
     Returns:
         Pairs worth a look, the surest first; those that are ``same`` are one film.
@@ -124,13 +130,34 @@ def find_pairs(films: Films, count: int, *, first_of_second: int | None = None) 
 
     if count < 2 or first_of_second in (0, count):
         return []
+    parts = _Kept(kept)
     # Matrices of 100 columns: threads go over batches, not within one.
     with threadpool_limits(1, user_api="blas"):
         frames = _reduce(films, count)
-        candidates = _candidates(frames, count, first_of_second)
-        pairs = _prove(films, *_likely(frames, candidates))
-    pairs = [pair for pair in pairs if pair.margin >= WORTH_A_LOOK]
+        candidates = _candidates(frames, count, first_of_second, parts)
+        pairs = _proved(films, *_registered(frames, candidates, parts), parts)
     return sorted(pairs, key=lambda pair: (-pair.margin, pair.first, pair.second))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Finished parts of a search, so that one that was killed goes on behind them."""
+
+    folder: Path | None
+
+    def once(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """What `compute` gives, read where it was kept."""
+        if self.folder is None:
+            return compute()
+        file = self.folder / f"{name}.npz"
+        if file.exists():
+            # Whatever a damaged disk makes numpy raise: the part is made again.
+            with suppress(Exception), np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        found = compute()
+        with whole_file(file) as temporary, temporary.open("wb") as opened:
+            np.savez(opened, allow_pickle=False, **found)
+        return found
 
 
 # ------------------------------------------------------------------------------------------------------- candidates
@@ -236,12 +263,19 @@ _KEPT = (_HIGH >= FEWEST_WAVES) & (_HIGH < WAVES)
 #: A mirror turns the odd waves of the x axis over.
 _MIRROR = np.where(np.mgrid[:WAVES, :WAVES][1] % 2, -1, 1)[_KEPT].astype(np.float32)
 # What is common to all chests is slow: a wave's weight grows with its number.
-_WEIGHTS = np.sqrt(_HIGH)[_KEPT].astype(np.float32)
+_WEIGHT = np.where(_KEPT, np.sqrt(_HIGH), 0).astype(np.float32)
 _CUT_PAIRS = [(a, b) for a in CUTS for b in CUTS]
 #: (top, bottom), (left, right) that each view leaves out; the first is the whole frame.
 _VIEWS = [((0.0, 0.0), (0.0, 0.0))] + [(rows, columns) for rows in _CUT_PAIRS for columns in _CUT_PAIRS]
 #: Each view is looked for as it is, mirrored, inverted, and both.
 _GUISES = 4
+# (before, after) of a finer cut, those near to each, and what it leaves of the waves.
+_STEPS = [FINE_CUT * step for step in range(-1, 10)]
+_FINE_CUTS = np.array([(before, after) for before in _STEPS for after in _STEPS], dtype=np.float32)
+_NEAR = [np.flatnonzero(np.abs(_FINE_CUTS - cut).max(axis=1) < 2.5 * FINE_CUT) for cut in _FINE_CUTS]
+_CUT_WAVES = np.stack([_waves(float(before), float(after)) for before, after in _FINE_CUTS])
+#: (V, 2): the numbers of a view's cuts, of its rows and of its columns.
+_CUT_NUMBER = np.array([[np.abs(_FINE_CUTS - cut).max(axis=1).argmin() for cut in view] for view in _VIEWS])
 
 
 def _describe(contrast: np.ndarray, views: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -> np.ndarray:
@@ -249,7 +283,7 @@ def _describe(contrast: np.ndarray, views: Sequence[tuple[tuple[float, float], t
     frames = contrast.astype(np.float32)
     by_rows = {rows: _waves(*rows) @ frames for rows, _ in views}
     described = np.stack([(by_rows[rows] @ _waves(*columns).T)[:, _KEPT] for rows, columns in views], axis=1)
-    described *= _WEIGHTS
+    described *= _WEIGHT[_KEPT]
     described /= np.maximum(np.linalg.norm(described, axis=-1, keepdims=True), 1e-6)
     return described
 
@@ -261,16 +295,21 @@ class _Laid:
     laid: np.ndarray
     onto: np.ndarray
     place: np.ndarray
+    #: (C,) of the descriptors, where they lie so.
+    cosine: np.ndarray
 
     def __getitem__(self, rows: Any) -> _Laid:
-        return _Laid(self.laid[rows], self.onto[rows], self.place[rows])
+        return _Laid(self.laid[rows], self.onto[rows], self.place[rows], self.cosine[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Laid]) -> _Laid:
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
-#: Pair of films -> cosine, frame that is laid, frame that it is laid onto, view and guise of the first.
-_Found = dict[tuple[int, int], tuple[float, int, int, int]]
+_NOTHING = _Laid(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2, 2), np.float32), np.zeros(0, np.float32))
 
 
-def _candidates(frames: _Frames, count: int, first_of_second: int | None) -> _Laid:
+def _candidates(frames: _Frames, count: int, first_of_second: int | None, kept: _Kept) -> _Laid:
     every = np.arange(len(frames.film))
     described = np.concatenate([_describe(frames.contrast[s : s + BATCH], _VIEWS[:1])[:, 0] for s in every[::BATCH]])
     second = frames.film >= (count if first_of_second is None else first_of_second)
@@ -279,25 +318,43 @@ def _candidates(frames: _Frames, count: int, first_of_second: int | None) -> _La
         if first_of_second is None
         else [(every[~second], every[second]), (every[second], every[~second])]
     )
-    found: _Found = {}
+    found = [_NOTHING]
     with progress("seek candidates", total=sum(len(asked) for asked, _ in searches), unit="frames") as bar:
-        for asked, among in searches:
+        for number, (asked, among) in enumerate(searches):
             if not len(asked) or not len(among):
                 continue
-            index = _index(described[among])
-            batches = (asked[start : start + BATCH] for start in range(0, len(asked), BATCH))
-            for rows, cosines, where in _in_threads(partial(_nearest, index), batches, frames.contrast.__getitem__):
-                _keep(found, cosines, frames=frames, rows=rows, onto=among[where])
-                bar.advance(len(rows))
-    # The best of each film, whichever of the two asked.
-    of_film: dict[int, list[tuple[float, tuple[int, int]]]] = {}
-    for pair, (cosine, *_rest) in found.items():
-        for film in pair:
-            of_film.setdefault(film, []).append((cosine, pair))
-    kept = sorted({pair for near in of_film.values() for _, pair in sorted(near, reverse=True)[:CANDIDATES]})
-    chosen = [found[pair] for pair in kept]
-    laid, onto, view = (np.array([row[k] for row in chosen], dtype=np.int64) for k in (1, 2, 3))
-    return _Laid(laid, onto, _PLACES[view])
+            ask = partial(_nearest, _Searched(_index(described[among]), among, described, frames.film))
+            for start in range(0, len(asked), PART):
+                some = asked[start : start + PART]
+
+                def seek(ask: Any = ask, some: np.ndarray = some) -> Mapping[str, np.ndarray]:
+                    batches = (some[s : s + BATCH] for s in range(0, len(some), BATCH))
+                    return vars(_Laid.joined([_NOTHING, *_in_threads(ask, batches, frames.contrast.__getitem__)]))
+
+                found.append(_Laid(**kept.once(f"candidates-{number}-{start}", seek)))
+                bar.advance(len(some))
+    return _best_of_each(_Laid.joined(found), frames.film)
+
+
+def _best_of_each(found: _Laid, film: np.ndarray) -> _Laid:
+    """Each pair of films once, as it fits best, where it is among the best of one of the two, whichever asked."""
+    ends = np.sort(np.stack([film[found.laid], film[found.onto]]), axis=0)
+    order = np.lexsort((-found.cosine, ends[1], ends[0]))
+    ends = ends[:, order]
+    once = np.ones(len(order), bool)
+    once[1:] = (ends[:, 1:] != ends[:, :-1]).any(axis=0)
+    found, ends = found[order[once]], ends[:, once]
+    of_film, pair = ends.ravel(), np.tile(np.arange(len(found.laid)), 2)
+    best = pair[_firsts(of_film, -found.cosine[pair], CANDIDATES)]
+    return found[np.unique(best)]
+
+
+def _firsts(group: np.ndarray, value: np.ndarray, most: int) -> np.ndarray:
+    """Where in each group the so many smallest values are."""
+    order = np.lexsort((value, group))
+    starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0]) if len(order) else np.zeros(0, np.int64)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return order[rank < most]
 
 
 def _index(described: np.ndarray) -> Any:
@@ -313,7 +370,22 @@ def _index(described: np.ndarray) -> Any:
     return index
 
 
-def _nearest(index: Any, rows: np.ndarray, contrast: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Searched:
+    """The frames that are searched."""
+
+    #: Of the frames `among`.
+    index: Any
+    #: (M,)
+    among: np.ndarray
+    #: (F, D) of all frames.
+    described: np.ndarray
+    #: (F,) which film.
+    film: np.ndarray
+
+
+def _nearest(searched: _Searched, rows: np.ndarray, contrast: np.ndarray) -> _Laid:
+    """The best candidates of frames `rows` (B,), of which `contrast` (B, SIDE, SIDE) is given."""
     import faiss
 
     # Batches go over our own threads; those of OpenMP would wait for each other on a busy machine.
@@ -321,20 +393,70 @@ def _nearest(index: Any, rows: np.ndarray, contrast: np.ndarray) -> tuple[np.nda
     views = _describe(contrast, _VIEWS)
     # An inverted film has the opposite descriptor: of the four, one is what the other film may be.
     asked = np.stack([views, views * _MIRROR, -views, -views * _MIRROR], axis=2)
-    cosines, where = index.search(np.ascontiguousarray(asked.reshape(-1, asked.shape[-1])), NEAREST + 2)
-    return rows, cosines, where
+    film, described = searched.film, searched.described
+    cosine, where = searched.index.search(np.ascontiguousarray(asked.reshape(-1, asked.shape[-1])), NEAREST + 2)
+    queries = asked.shape[1] * asked.shape[2]
+    query, rank = np.nonzero(cosine > COSINE)
+    one, view, onto, cosine = query // queries, query % queries, searched.among[where[query, rank]], cosine[query, rank]
+    other = np.flatnonzero(film[rows[one]] != film[onto])
+    one, view, onto, cosine = one[other], view[other], onto[other], cosine[other]
+    # A film that answers several times is one candidate, as it fits best. A crop fits its original at one view alone,
+    # and less well than a stranger may fit another: so what is nearest to any view is cut more finely, and then ranked.
+    pair = one * (int(film.max()) + 1) + film[onto]
+    nearest = pair[_firsts(query[other], -cosine, 1)]
+    once = _firsts(pair, -cosine, 1)
+    best = _firsts(one[once], -cosine[once], POOL)
+    pool = np.union1d(once[best], once[np.isin(pair[once], nearest)])
+    one, view, onto = one[pool], view[pool], onto[pool]
+    place, cosine = _sharpened(contrast, described, one, onto, view)
+    best = _firsts(one, -cosine, CANDIDATES)
+    return _Laid(rows[one], onto, place, cosine)[best]
 
 
-def _keep(found: _Found, cosines: np.ndarray, *, frames: _Frames, rows: np.ndarray, onto: np.ndarray) -> None:
-    asked = len(_VIEWS) * _GUISES
-    for query, rank in np.argwhere(cosines > COSINE).tolist():
-        laid, under = int(rows[query // asked]), int(onto[query, rank])
-        one, other = int(frames.film[laid]), int(frames.film[under])
-        if one == other:
-            continue
-        pair, cosine = (min(one, other), max(one, other)), float(cosines[query, rank])
-        if pair not in found or found[pair][0] < cosine:
-            found[pair] = (cosine, laid, under, query % asked)
+def _sharpened(
+    contrast: np.ndarray, described: np.ndarray, one: np.ndarray, onto: np.ndarray, view: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut more finely than the views do: the rows' edges first, the columns' with them.
+
+    Args:
+        contrast: (B, SIDE, SIDE) int8.
+        described: (F, D) of all frames.
+        one: (C,) which of `contrast` is cut.
+        onto: (C,) frame that it is compared with.
+        view: (C,) number of the view, times :data:`_GUISES`, and the guise.
+
+    Returns:
+        (C, 2, 2) places, and (C,) cosines there.
+    """
+    target = np.zeros((len(one), WAVES, WAVES), np.float32)
+    guise = view % _GUISES
+    sign = np.where(guise >= 2, -1, 1)[:, None] * np.where(guise[:, None] % 2, _MIRROR, 1)
+    target[:, _KEPT] = described[onto] * sign
+    rows, columns = _CUT_NUMBER[view // _GUISES].T
+    cosine = np.zeros(len(one), np.float32)
+    for turned in (False, True):
+        # Along y, then along x: the picture stands on its side the second time.
+        across, along = (rows, columns) if turned else (columns, rows)
+        better = np.empty_like(along)
+        for number in np.unique(along):
+            of = np.flatnonzero(along == number)
+            frames = contrast[one[of]].astype(np.float32)
+            frames = frames.swapaxes(1, 2) if turned else frames
+            wanted = target[of].swapaxes(1, 2) if turned else target[of]
+            near = _NEAR[number]
+            half = frames @ _CUT_WAVES[across[of]].swapaxes(1, 2)  # (c, SIDE, WAVES)
+            seen = np.concatenate(_CUT_WAVES[near]) @ half
+            seen = seen.reshape(len(of), len(near), WAVES, WAVES) * _WEIGHT
+            length = np.sqrt(np.einsum("cnij,cnij->cn", seen, seen))
+            fits = np.einsum("cnij,cij->cn", seen, wanted) / np.maximum(length, 1e-6)
+            best = fits.argmax(axis=1)
+            better[of], cosine[of] = near[best], fits[np.arange(len(of)), best]
+        rows, columns = (rows, better) if turned else (better, columns)
+    (top, bottom), (left, right) = _FINE_CUTS[rows].T, _FINE_CUTS[columns].T
+    mirror = np.where(guise % 2, -1, 1)
+    along_x = np.stack([mirror * (1 - left - right), left - right], axis=1)
+    along_y = np.stack([1 - top - bottom, top - bottom], axis=1)
+    return np.stack([along_x, along_y], axis=1).astype(np.float32), cosine
 
 
 # ------------------------------------------------------------------------------------------------------------ places
@@ -354,19 +476,6 @@ def _back(place: np.ndarray) -> np.ndarray:
 
 
 _NOWHERE = np.array([1, 0], dtype=np.float32)
-
-
-def _places() -> np.ndarray:
-    """(V * GUISES, 2, 2): where the points of a view's picture lie in the frame that it was taken of."""
-    places = [
-        [[mirror * (1 - left - right), left - right], [1 - top - bottom, top - bottom]]
-        for (top, bottom), (left, right) in _VIEWS
-        for mirror in (1, -1, 1, -1)
-    ]
-    return np.array(places, dtype=np.float32)
-
-
-_PLACES = _places()
 
 
 def _points(side: int, every: int = 1) -> np.ndarray:
@@ -438,34 +547,49 @@ def _register(laid: np.ndarray, onto: np.ndarray, place: np.ndarray, steps: int,
 # ------------------------------------------------------------------------------------------------------------- proof
 
 
-def _likely(frames: _Frames, candidates: _Laid) -> tuple[_Laid, np.ndarray]:
-    """Candidates that agree when they are registered coarsely, from film to film, and which of them are inverted."""
-    from scipy.ndimage import gaussian_filter
+def _registered(frames: _Frames, candidates: _Laid, kept: _Kept) -> tuple[_Laid, np.ndarray]:
+    """Pairs worth a comparison, coarsely registered, from film to film, and which of them are inverted."""
 
-    def coarse(_rows: np.ndarray, some: _Laid) -> tuple[_Laid, np.ndarray]:
+    def register(_rows: np.ndarray, some: _Laid) -> tuple[np.ndarray, np.ndarray]:
         laid, onto = (frames.contrast[which].astype(np.float32) for which in (some.laid, some.onto))
-        blurred = [gaussian_filter(contrast, BLUR, axes=(1, 2), truncate=3) for contrast in (laid, onto)]
-        place = _register(blurred[0], blurred[1], some.place, COARSE_STEPS)
-        place = _register(laid, onto, place, COARSE_STEPS)
+        place = _register(laid, onto, some.place, COARSE_STEPS)
         seen, inside = _sample(laid, place, _points(SIDE))
-        return _Laid(some.laid, some.onto, place), _agreement(seen, onto, inside, block=COARSE_BLOCK, faint=5.0)[0]
+        return place, _agreement(seen, onto, inside, block=COARSE_BLOCK, faint=5.0)[0]
 
-    total, found, agreements = len(candidates.laid), [], []
-    with progress("register", total=total, unit="pairs") as bar:
-        batches = (np.arange(start, min(start + BATCH, total)) for start in range(0, total, BATCH))
-        for some, agreement in _in_threads(coarse, batches, candidates.__getitem__):
-            good = np.abs(agreement) >= LIKELY
-            found.append(some[good])
-            agreements.append(agreement[good])
-            bar.advance(len(good))
-    laid, onto, place = (
-        np.concatenate([getattr(some, name) for some in [candidates[:0], *found]]) for name in ("laid", "onto", "place")
-    )
-    place = _after(frames.place[laid], _after(place, _back(frames.place[onto])))
-    return _Laid(frames.film[laid], frames.film[onto], place), np.concatenate([np.zeros(0), *agreements]) < 0
+    def part(start: int, stop: int) -> Mapping[str, np.ndarray]:
+        batches = (np.arange(s, min(s + BATCH, stop)) for s in range(start, stop, BATCH))
+        places, agreements = zip(*_in_threads(register, batches, candidates.__getitem__), strict=True)
+        return {"place": np.concatenate(places), "agreement": np.concatenate(agreements)}
+
+    parts = _parts("register", len(candidates.laid), part, kept)
+    place = np.concatenate([candidates.place[:0], *(found["place"] for found in parts)])
+    agreement = np.concatenate([candidates.cosine[:0], *(found["agreement"] for found in parts)])
+    inverted, agreement = agreement < 0, np.abs(agreement)
+    good = np.flatnonzero(agreement >= LIKELY)
+    of_film = np.concatenate([frames.film[candidates.laid[good]], frames.film[candidates.onto[good]]])
+    best = np.tile(good, 2)[_firsts(of_film, -np.tile(agreement[good], 2), COMPARED)]
+    rows = np.union1d(best, np.flatnonzero(agreement >= CLEAR))
+    laid, onto = candidates.laid[rows], candidates.onto[rows]
+    place = _after(frames.place[laid], _after(place[rows], _back(frames.place[onto])))
+    return _Laid(frames.film[laid], frames.film[onto], place, candidates.cosine[rows]), inverted[rows]
 
 
-def _prove(films: Films, likely: _Laid, inverted: np.ndarray) -> list[Pair]:
+def _parts(
+    name: str, total: int, compute: Callable[[int, int], Mapping[str, np.ndarray]], kept: _Kept
+) -> list[Mapping[str, np.ndarray]]:
+    """Part after part of `total` pairs, each kept when it is finished."""
+    found = []
+    with progress(name, total=total, unit="pairs") as bar:
+        for start in range(0, total, PART):
+            stop = min(start + PART, total)
+            found.append(kept.once(f"{name}-{start}", partial(compute, start, stop)))
+            bar.advance(stop - start)
+    return found
+
+
+def _proved(films: Films, likely: _Laid, inverted: np.ndarray, kept: _Kept) -> list[Pair]:
+    """Pairs worth a look."""
+
     def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         names, where = np.unique(np.concatenate([likely.laid[rows], likely.onto[rows]]), return_inverse=True)
         return films(names), where
@@ -474,14 +598,15 @@ def _prove(films: Films, likely: _Laid, inverted: np.ndarray) -> list[Pair]:
         small, where = _small(pictures[0]), pictures[1]
         return _compare(small[where[: len(rows)]], small[where[len(rows) :]], likely[rows], inverted[rows])
 
-    pairs: list[Pair] = []
-    total = len(likely.laid)
-    with progress("compare", total=total, unit="pairs") as bar:
-        batches = (np.arange(start, min(start + BATCH, total)) for start in range(0, total, BATCH))
-        for some in _in_threads(compare, batches, read):
-            pairs += some
-            bar.advance(min(BATCH, total))
-    return pairs
+    def part(start: int, stop: int) -> Mapping[str, np.ndarray]:
+        batches = (np.arange(s, min(s + BATCH, stop)) for s in range(start, stop, BATCH))
+        pairs = [pair for some in _in_threads(compare, batches, read) for pair in some]
+        pairs = [pair for pair in pairs if pair.margin >= WORTH_A_LOOK]
+        return {field.name: np.array([getattr(pair, field.name) for pair in pairs]) for field in fields(Pair)}
+
+    parts = _parts("compare", len(likely.laid), part, kept)
+    rows = (row for part in parts for row in zip(*(part[field.name].tolist() for field in fields(Pair)), strict=True))
+    return [Pair(**dict(zip([field.name for field in fields(Pair)], row, strict=True))) for row in rows]
 
 
 def _small(films: np.ndarray) -> np.ndarray:

@@ -225,6 +225,7 @@ def measure(
     lungs: NDArray[np.bool_] | None = None,
     found: NDArray[np.bool_] | None = None,
     metadata: Sequence[Mapping[str, str | float]] | None = None,
+    described: Floats | None = None,
     permutations: int = PERMUTATIONS,
 ) -> dict[str, Any]:
     """Measure one rung.
@@ -238,6 +239,7 @@ def measure(
         lungs: (N, H, W) bool, for the rungs that need them.
         found: (N,) bool, on which films the lungs are known; films without are left out of those rungs and counted.
         metadata: (N,) what each file says of itself, for the file's rung.
+        described: (N, D) what :func:`describe` made of the films, for the whole film's rung, where it is known already.
         permutations: See :func:`vgg16_xray.trust.linear_probe.probe`.
 
     Returns:
@@ -260,6 +262,8 @@ def measure(
         if not entries:
             return {"left_out": "all files say the same of themselves"}
         extra["entries"] = entries
+    elif rung is WHOLE and described is not None:
+        features = described
     else:
         features = features_of(rung, films[rows], None if lungs is None else lungs[rows])
     names = sorted(set(labels))
