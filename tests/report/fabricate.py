@@ -12,7 +12,7 @@ import pandas as pd
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.config import load_recipe
 from vgg16_xray.files import write_json, write_text
-from vgg16_xray.rundir import RunDir, update_config
+from vgg16_xray.rundir import HeatDir, RunDir, sha256_of, update_config
 from vgg16_xray.trust import calibrate, operating
 from vgg16_xray.trust.metrics import evaluate
 
@@ -168,6 +168,36 @@ def fabricate(
             predictions[f"p_{label}"] = probabilities[:, k].round(6)
         predictions.to_csv(run.predictions, index=False)
     return run
+
+
+def fabricate_heat(run: RunDir) -> None:
+    """Leave what ``vgg16-xray heat`` would have left of 12 films, of a model that is made up too."""
+    random = np.random.default_rng(3)
+    run.best.parent.mkdir(parents=True, exist_ok=True)
+    run.best.write_bytes(b"a model")
+
+    def figure(low: float, high: float) -> dict[str, float]:
+        value = float(random.uniform(low, high))
+        return {"value": value, "low": value - 0.05, "high": value + 0.05}
+
+    def of_region() -> dict[str, object]:
+        names = {"model": (0.3, 0.5), "chance": (0.1, 0.2), "random": (0.1, 0.2), "mean_map": (0.2, 0.4)}
+        names |= {"against_chance": (0.1, 0.2), "against_random": (0.1, 0.2), "against_mean_map": (-0.04, 0.04)}
+        measures = {what: {name: figure(*bounds) for name, bounds in names.items()} for what in ("pointing", "share")}
+        return {"films": 12, "groups": 12, **measures}
+
+    regions = ("opacities", "lungs", "opacities within lungs")
+    write_json(
+        HeatDir(run.path).numbers,
+        {
+            "checkpoint_sha256": sha256_of(run.best),
+            "data": "segmented",
+            "films": {"found": 15, "measured": 12, "own": [{}] * 3},
+            "called": dict.fromkeys(LABELS, 3),
+            "random_networks": 5,
+            **{subset: {region: of_region() for region in regions} for subset in ("all", "called_ill")},
+        },
+    )
 
 
 def _history() -> pd.DataFrame:

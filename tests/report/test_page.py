@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fabricate import LABELS, STEPS, fabricate
+from fabricate import LABELS, STEPS, fabricate, fabricate_heat
 
 from vgg16_xray.errors import UserError
 from vgg16_xray.learn.checkpoint import save_tensors
@@ -184,6 +184,19 @@ def test_what_comes_from_the_data_is_escaped(tmp_path: Path) -> None:
     for word in (*evil, "<iframe>.png", "</pre><script>alert(3)</script>"):
         assert word in page.text
         assert html.escape(word).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
+
+
+def test_where_heat_maps_look_is_told_until_the_model_is_another(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run")
+    fabricate_heat(run)
+    _, page = read(run)
+    assert "more heat than an even heat and random weights there, and not shown to be more than other" in page.words
+    assert page.words.count("Heat in the opacities, of that in the lungs") == 2
+    assert "3 more were its own films" in page.words
+    run.best.write_bytes(b"another model")
+    _, page = read(run)
+    assert "What lies here is of a model that this run no longer has" in page.words
+    assert "Heat in the opacities" not in page.words
 
 
 @pytest.mark.parametrize("upto", STEPS)

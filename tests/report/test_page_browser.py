@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from fabricate import fabricate
+from fabricate import fabricate, fabricate_heat
 
 from vgg16_xray.report import figures
 from vgg16_xray.report.page import write_report
@@ -21,6 +21,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = fabricate(tmp_path_factory.mktemp("report") / "run", skill=1.8)
     figures.after_preprocess(run)
     figures.worst_mistakes(run)
+    fabricate_heat(run)
     return write_report(run)
 
 

@@ -325,8 +325,8 @@ def model_card(run: RunDir, facts: Mapping[str, str]) -> str:
         f"## Evaluation\n\n{facts['result']}\n\n{facts['per_class']}\n\n{facts['uncertainty']}\n\n"
         f"{' '.join(facts[name] for name in ('readings', 'calibration', 'refusal') if name in facts)}",
         "## Bias, risks and limitations\n\n"
-        + " ".join(facts[name] for name in ("robustness", "explanation") if name in facts)
-        + f" Films of other hospitals: not tested in this run. Sex, age, ethnicity: {ASK}",
+        + "".join(f"{facts[name]} " for name in ("robustness", "explanation") if name in facts)
+        + f"Films of other hospitals: not tested in this run. Sex, age, ethnicity: {ASK}",
         f"## Licence, contact\n\nThe software is {LICENCE}, ImageNet's weights of the base CC BY 4.0; what the "
         f"licences of the films allow for these weights, and whom to ask: {ASK}",
         f"## How to use\n\n```\nvgg16-xray predict FILM --model {name}\n```",
