@@ -20,7 +20,7 @@ from vgg16_xray.rundir import CacheDir, RunDir
 
 COMMANDS = (
     *("demo", "download", "run", "preprocess", "init", "train", "validate", "test", "report", "compare", "predict"),
-    *("cache", "audit", "export", "check", "evaluate", "heat", "serve", "page"),
+    *("cache", "audit", "export", "check", "evaluate", "recalibrate", "heat", "serve", "page"),
 )
 HEAVY = ("torch", "onnxruntime", "pandas", "sklearn", "matplotlib", "scipy", "pyarrow", "pydicom", "PIL", "numpy")
 

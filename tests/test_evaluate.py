@@ -62,6 +62,89 @@ def test_training_films_and_their_near_copies_are_taken_out_by_name(found: dict)
     assert found["films"]["measured"] == found["images"] == 24
 
 
+def test_a_bundle_brings_what_its_own_films_are_found_by(
+    elsewhere: Path, bundle: Path, small_run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgg16_xray.trust.own_films.SAME", 0.93)  # drawn films are more alike than real ones
+    found = evaluate(bundle, [elsewhere], tmp_path, mapping={"healthy": "Normal", "covid": "COVID"})
+    own = {entry["film"]: entry for entry in found["films"]["own"]}
+    assert set(own) == {"hospital/covid/copy.png", "hospital/covid/again.jpg"}
+    assert own["hospital/covid/copy.png"]["exact"]
+    assert not own["hospital/covid/again.jpg"]["exact"]
+    assert {entry["split"] for entry in own.values()} == {"train"}
+    hashes = read_manifest(small_run)["pixels_sha256"].str[:16]
+    assert {entry["own"].removeprefix("film ") for entry in own.values()} <= set(hashes)
+    assert found["films"]["measured"] == 24
+    assert found["refuses"]
+    assert found["calibrated"]
+
+
+def test_a_folder_of_training_films_does_as_well_as_their_run(
+    elsewhere: Path, bundle: Path, drawn_films: Path, tmp_path: Path
+) -> None:
+    mapping = {"healthy": "Normal", "covid": "COVID"}
+    found = evaluate(bundle, [elsewhere], tmp_path, mapping=mapping, trained_on=drawn_films)
+    own = {entry["film"]: entry for entry in found["films"]["own"]}
+    assert set(own) == {"hospital/covid/copy.png", "hospital/covid/again.jpg"}
+    assert own["hospital/covid/copy.png"]["own"].startswith("films/COVID/")
+
+
+def test_a_bundle_that_keeps_nothing_says_that_nobody_looked(
+    elsewhere: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = Path(shutil.copytree(bundle, tmp_path / "old"))
+    (old / "films.npy").unlink()
+    config = json.loads((old / "config.json").read_text())
+    del config["sha256"]["films.npy"]
+    (old / "config.json").write_text(json.dumps(config))
+    arguments = ["evaluate", old, elsewhere, "--map", "healthy=Normal", "--map", "covid=", "--map", "nodule="]
+    assert command([str(one) for one in [*arguments, "--out", tmp_path / "out"]]) == 0
+    assert "copies were not looked for" in " ".join(capsys.readouterr().out.split())
+    assert "copies were not looked for" in (tmp_path / "out" / "evaluation.html").read_text()
+
+
+def test_the_worst_group_stands_in_the_lead_with_its_interval(
+    elsewhere: Path, small_run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgg16_xray.trust.external.LEAST", 10)
+    found = evaluate(small_run.path, [elsewhere], tmp_path, mapping={"healthy": "Normal", "covid": "COVID"})
+    worst = found["worst"]
+    of_all = [of["accuracy"]["value"] for values in found["subgroups"].values() for of in values.values()]
+    assert worst["accuracy"]["value"] == min(of_all)
+    assert worst["films"] == 12
+    lead = (tmp_path / "evaluation.html").read_text().split('class="lead"')[1].split("</p>")[0]
+    assert f"The worst group is <strong>{worst['column']} = {worst['value']}</strong>" in lead
+
+
+def test_accuracy_is_held_against_the_internal_test_at_the_same_mix_of_classes() -> None:
+    per_class = {
+        "a": {"sensitivity": {"value": 0.9, "low": 0.8, "high": 0.95}},
+        "b": {"sensitivity": {"value": 0.5, "low": 0.4, "high": 0.6}},
+    }
+    assert external.at_mix(per_class, {"a": 1.0, "b": 0.0}) == per_class["a"]["sensitivity"]
+    half = external.at_mix(per_class, {"a": 0.5, "b": 0.5})
+    assert half["value"] == pytest.approx(0.7)
+    assert half["low"] == pytest.approx(0.7 - 0.05 * 2**0.5)
+    assert (
+        external.at_mix({"a": {"sensitivity": {"value": None, "low": None, "high": None}}}, {"a": 1.0})["value"] is None
+    )
+
+
+@pytest.mark.parametrize("prior", [["estimate"], ["Normal=0.9"]], ids=lambda prior: prior[0])
+def test_probabilities_are_corrected_to_another_mix_where_the_reader_wants_it(
+    prior: list[str], elsewhere: Path, small_run: RunDir, tmp_path: Path
+) -> None:
+    mapping = {"healthy": "Normal", "covid": "COVID"}
+    found = evaluate(small_run.path, [elsewhere], tmp_path, mapping=mapping, prior=prior)["mix"]
+    assert found["here"]["Normal"] == pytest.approx(0.5)
+    assert sum(found["calibrated_on"].values()) == pytest.approx(1)
+    assert found["corrected"]["how"] == ("estimated" if prior == ["estimate"] else "given")
+    assert sum(found["corrected"]["prior"].values()) == pytest.approx(1)
+    if prior != ["estimate"]:
+        assert found["corrected"]["prior"]["Normal"] == pytest.approx(0.9)
+    assert "How common the classes are" in (tmp_path / "evaluation.html").read_text()
+
+
 def test_what_cannot_be_measured_is_named(found: dict) -> None:
     assert found["films"]["of_unknown_classes"] == {"nodule": 12}
     assert [entry["film"] for entry in found["films"]["unreadable"]] == ["hospital/covid/broken.png"]

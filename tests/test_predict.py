@@ -14,16 +14,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from vgg16_xray import RESEARCH_USE_ONLY, cli
+from vgg16_xray.bundle.classify import Classifier, Prediction
+from vgg16_xray.cli import _run as command
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import write_json
 from vgg16_xray.films.decode import decode, to_square
+from vgg16_xray.films.phantom import draw
 from vgg16_xray.learn.checkpoint import ModelConfig, save_model
 from vgg16_xray.learn.engines import FrozenPart
 from vgg16_xray.learn.vgg16 import build, split_at
 from vgg16_xray.learn.weights import load_base, normalise
-from vgg16_xray.predict import Predictor, as_csv, as_json, films_in
+from vgg16_xray.predict import Predictor, as_csv, as_json, films_in, rendered
 from vgg16_xray.rundir import FoldsDir, RunDir, sha256_of
 from vgg16_xray.steps.preprocess import read_manifest
 
@@ -350,3 +354,24 @@ def test_a_training_that_is_not_finished_does_not_answer(copy_of_run: RunDir) ->
     with pytest.raises(UserError, match="step 'train' must be finished first"):
         Predictor(copy_of_run.path)
     assert Predictor(copy_of_run.best).labels, "the file itself may be asked by name"
+
+
+def test_a_folder_is_held_against_what_the_model_knows_above_the_table_and_in_json(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(10):
+        Image.fromarray(draw("Normal", seed=50, patient=n, size=160).pixels).save(tmp_path / f"{n}.png")
+    assert command(["predict", str(tmp_path), "--model", str(bundle), "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)["shift"]
+    # What the bundle refuses is no film and does not count.
+    if found is not None:
+        assert found["films"] <= 10
+        assert found["words"]
+    assert command(["predict", str(tmp_path / "0.png"), "--model", str(bundle), "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["shift"] is None
+    classifier = Classifier.load(bundle)
+    alike = [Prediction(path="", embedding=row) for row in np.random.default_rng(0).normal(size=(12, 1024))]
+    said = classifier.shift_of(alike)
+    assert said is not None
+    text = rendered(alike, "table", labels=classifier.labels, model=None, colours=False, shift=said)
+    assert text.startswith(said["words"])

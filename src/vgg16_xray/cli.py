@@ -425,23 +425,41 @@ def export(
 
 @app.command()
 def evaluate(  # noqa: PLR0917
-    model: Annotated[Path, typer.Argument(help="A bundle or a run.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="A bundle, a run, or with --adapter any ONNX classifier.", show_default=False)
+    ],
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder for page and numbers.", show_default=False)],
     mapping: Map = None,
     trained_on: Annotated[
         Path | None,
-        typer.Option("--trained-on", help="Of a bundle: the run whose films are looked for among these."),
+        typer.Option(
+            "--trained-on",
+            help="The run, or the folder of films, that the model was trained on: copies are taken out. A run and "
+            "a bundle bring what is needed.",
+        ),
     ] = None,
     prevalence: Annotated[
         list[float] | None,
         typer.Option("--prevalence", min=0, max=1, help="For predictive values. Repeatable; five by default."),
     ] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prior",
+            metavar="LABEL=SHARE",
+            help="How common classes are there, or 'estimate': figures once more, with probabilities corrected to it.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", help="What a foreign ONNX file wants and gives: a TOML file, see docs/external.md."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """External test: a model on somebody else's films, its own taken out first; drop, subgroups, calibration, refusal.
 
-    Example: vgg16-xray evaluate bundle elsewhere --map Tuberculosis= --trained-on runs/default --out external
+    Example: vgg16-xray evaluate bundle elsewhere --map Tuberculosis= --out external
     """
     require("train", purpose="vgg16-xray evaluate")
     from vgg16_xray.evaluate import evaluate as evaluate_model
@@ -457,6 +475,8 @@ def evaluate(  # noqa: PLR0917
         mapping=parse_mapping(mapping or []),
         trained_on=trained_on,
         prevalences=prevalence or PREVALENCES,
+        prior=prior or (),
+        adapter=adapter,
     )
     if json:
         _say_json(found)
@@ -529,6 +549,60 @@ def heat(
         _say_json(found)
     else:
         say_heat(found, left_in(model, out))
+
+
+@app.command()
+def recalibrate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", show_default=False)],
+    data: Data,
+    to: Annotated[Path, typer.Option("--to", help="Folder of the bundle to make.", show_default=False)],
+    *,
+    mapping: Map = None,
+    trained_on: Annotated[
+        Path | None,
+        typer.Option("--trained-on", help="The run, or the folder of films, that the model was trained on."),
+    ] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prior",
+            metavar="LABEL=SHARE",
+            help="How common classes are at the site, where its films do not say it. Repeatable.",
+        ),
+    ] = None,
+    refusal_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--refusal-rate", min=0, max=0.5, help="Share of the site's films that may be refused or abstained."
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Fit a bundle's probabilities, prevalence and thresholds to a site's labelled films, at least 20 of each class.
+
+    The network stays as it is. Cross-validated, with before and after; the site's films that the model was trained on
+    are taken out first.
+
+    Example: vgg16-xray recalibrate bundle our-films --to our-bundle
+    """
+    require("train", purpose="vgg16-xray recalibrate")
+    from vgg16_xray.films.dataset import parse_mapping
+    from vgg16_xray.recalibrate import recalibrate as recalibrate_bundle
+    from vgg16_xray.report.external import say_recalibrated
+
+    done = recalibrate_bundle(
+        bundle,
+        data,
+        to,
+        mapping=parse_mapping(mapping or []),
+        trained_on=trained_on,
+        prior=prior or (),
+        refusal_rate=refusal_rate,
+    )
+    if json:
+        _say_json({"bundle": str(to), "films": done.films, "recalibrated": done.config.recalibrated})
+    else:
+        say_recalibrated(to, done.films, done.config.recalibrated or {})
 
 
 @app.command()
@@ -605,13 +679,16 @@ def predict(
         if explain is not None and answer.heat is not None:
             draw_answer(films[number - 1], answer, explain / f"{number:04d}-{Path(answer.path).stem}.png")
     took = time.monotonic() - started
-    text = rendered(answers, format_, labels=answering.labels, model=model, colours=out is None)
+    # One film has no company to be like or unlike.
+    shift = answering.shift_of(answers) if len(films) > 1 else None
+    text = rendered(answers, format_, labels=answering.labels, model=model, colours=out is None, shift=shift)
     if out is None:
         typer.echo(text, nl=False)
     else:
         write_text(out, text)
     if format_ in ("csv", "jsonl") or out is not None:
         typer.echo(RESEARCH_USE_ONLY, err=True)
+        _note(f"note: {shift['words']}" if shift else None)
     if len(films) > 1:
         _note(f"{len(films):,} films in {took:.1f} s, {len(films) / took:.1f} films/s")
     if failed := sum(answer.answer == "error" for answer in answers):
@@ -850,9 +927,9 @@ def _stores(count: int) -> str:
     return f"{count:,} store{'' if count == 1 else 's'}"
 
 
-def _note(text: str) -> None:
-    """Something good to know, on standard error."""
-    if not progress.silent:
+def _note(text: str | None) -> None:
+    """Something good to know, where there is something, on standard error."""
+    if text and not progress.silent:
         typer.echo(text, err=True)
 
 

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -53,6 +53,9 @@ class Answering(Protocol):
 
     def stream(self, images: Sequence[Image], *, explain: bool = False, quiet: bool = True) -> Iterator[Prediction]:
         """Answers in the order of the images, each as soon as it is there."""
+
+    def shift_of(self, predictions: Sequence[Prediction]) -> dict[str, Any] | None:
+        """Whether the films together are like those that the model was calibrated on; None where it does not know."""
 
 
 def open_model(model: Path | None, *, engine: str = "auto", precision: str = "auto") -> Answering:
@@ -172,6 +175,10 @@ class Predictor:
 
         return in_order(images, prepare, answer, quiet=quiet, batch=BATCH)
 
+    def shift_of(self, predictions: Sequence[Prediction]) -> dict[str, Any] | None:
+        """None: a run keeps nothing to compare with; the bundle that is exported from it does."""
+        return None
+
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """All answers of :meth:`stream`."""
         return list(self.stream(images))
@@ -245,22 +252,41 @@ def _passed_over(path: Path) -> bool:
 
 
 def rendered(
-    predictions: Sequence[Prediction], format_: str, *, labels: Sequence[str], model: Path | None, colours: bool
+    predictions: Sequence[Prediction],
+    format_: str,
+    *,
+    labels: Sequence[str],
+    model: Path | None,
+    colours: bool,
+    shift: Mapping[str, Any] | None = None,
 ) -> str:
-    """Answers as text in one of :data:`FORMATS`; `colours`: where the terminal has them, in a table."""
+    """Answers as text in one of :data:`FORMATS`.
+
+    Args:
+        predictions: The answers, in their order.
+        format_: A name of :data:`FORMATS`.
+        labels: (K,) the classes.
+        model: What answered; the model in the package by default.
+        colours: Whether colours are wanted where the terminal has them, in a table.
+        shift: See :meth:`Answering.shift_of`: a line above the table, and in JSON; a row has no room for it.
+    """
     if format_ == "table":
-        return predictions_as_text(predictions, labels=labels, colours=colours)
+        said = f"{shift['words']}\n" if shift else ""
+        return said + predictions_as_text(predictions, labels=labels, colours=colours)
     if format_ == "csv":
         return as_csv(predictions, labels=labels)
     if format_ == "jsonl":
         return as_jsonl(predictions)
-    return as_json(predictions, labels=labels, model=str(model or "the model in the package"))
+    return as_json(predictions, labels=labels, model=str(model or "the model in the package"), shift=shift)
 
 
-def as_json(predictions: Sequence[Prediction], *, labels: Sequence[str], model: str) -> str:
-    """One JSON object: what the model is, and a list of answers."""
+def as_json(
+    predictions: Sequence[Prediction], *, labels: Sequence[str], model: str, shift: Mapping[str, Any] | None = None
+) -> str:
+    """One JSON object: what the model is, whether the films together are like those it knows, and a list of answers."""
     rows = [row.as_dict() for row in predictions]
-    document = {"research_use_only": RESEARCH_USE_ONLY, "model": model, "labels": list(labels), "predictions": rows}
+    about = {"research_use_only": RESEARCH_USE_ONLY, "model": model, "labels": list(labels)}
+    document = {**about, "shift": None if shift is None else dict(shift), "predictions": rows}
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

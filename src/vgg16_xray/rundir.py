@@ -7,7 +7,9 @@ there, so that a second run does only what is missing or changed.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -96,7 +98,7 @@ class RunDir:
 
     @property
     def readings(self) -> Path:
-        """Every time that the test films were measured: when, by which command, with which model. Only ever grows."""
+        """Every time that test films were measured or compared: when, by which command and model. Only grows."""
         return self.path / "test_readings.csv"
 
     @property
@@ -132,6 +134,25 @@ class RunDir:
     def leaks_page(self) -> Path:
         """The pairs side by side, to be looked at."""
         return self.path / "leaks.html"
+
+    def note_reading(self, checkpoint_sha256: str) -> None:
+        """Add a row to the log of readings, before the test films, or what was said of them, are looked at.
+
+        Args:
+            checkpoint_sha256: Of the model, or of the models of folds, joined by blanks.
+
+        Raises:
+            UserError: The run cannot be written.
+        """
+        row = io.StringIO()
+        writer = csv.writer(row, lineterminator="\n")
+        with saying_why_not_written(self.readings):
+            if not self.readings.exists():
+                writer.writerow(("time", "command", "checkpoint_sha256"))
+            command = " ".join(["vgg16-xray", *sys.argv[1:]])
+            writer.writerow((time.strftime("%Y-%m-%dT%H:%M:%S%z"), command, checkpoint_sha256))
+            with self.readings.open("a", encoding="utf-8") as file:
+                file.write(row.getvalue())
 
     def require(self, file: Path, *, made_by: str) -> Path:
         """Return `file`, or say which step makes it.

@@ -94,11 +94,19 @@ def test_predictions_csv_has_a_row_a_film_in_the_manifests_order(small_run: RunD
         *("path", "collection", "label", "split", "patient_id", "source", "prediction", "confidence"),
         "calibrated_confidence",
         *(f"p_{label}" for label in labels),
+        *(f"calibrated_{label}" for label in labels),
+        *(f"reaches_{label}" for label in labels),
     ]
     p = table[[f"p_{label}" for label in labels]].to_numpy()
     np.testing.assert_allclose(p.sum(1), 1, atol=3e-6)
     assert [labels[i] for i in p.argmax(1)] == list(table["prediction"])
     np.testing.assert_allclose(p.max(1), table["confidence"])
+    calibrated = table[[f"calibrated_{label}" for label in labels]].to_numpy()
+    np.testing.assert_allclose(calibrated.max(1), table["calibrated_confidence"])
+    thresholds = json.loads(small_run.validation.read_text())["operating"]
+    for k, label in enumerate(labels):
+        cut = next(point["threshold"] for point in thresholds[k] if point["wanted"] == "specificity")
+        assert list(table[f"reaches_{label}"]) == list((table[f"calibrated_{label}"] >= cut - 1e-6).astype(int))
 
 
 def test_the_temperature_is_fitted_on_validation_films_and_measured_on_test_films(small_run: RunDir) -> None:

@@ -130,6 +130,21 @@ def test_the_fewest_films_are_those_by_which_mcnemar_can_be_significant():
 # -- what is found
 
 
+def test_each_comparison_is_a_reading_of_the_test_films_of_every_run(tmp_path):
+    runs = [make_run(tmp_path / name, said=answers()) for name in "ab"]
+    for times in (1, 2):
+        compare(runs, replicates=20)
+        for run in runs:
+            rows = pd.read_csv(run.readings)
+            assert list(rows.columns) == ["time", "command", "checkpoint_sha256"]
+            assert len(rows) == times
+    closed = lambda *_: (_ for _ in ()).throw(UserError("closed"))  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(runs[0]), "note_reading", closed)
+        notes = compare(runs, replicates=20)["notes"]
+    assert any("could not be logged" in note and "a, b" in note for note in notes)
+
+
 def test_a_run_differs_from_its_copy_by_exactly_nothing(tmp_path):
     said = answers()
     found = compare([make_run(tmp_path / "a", said=said), make_run(tmp_path / "b", said=said)], replicates=200)

@@ -37,6 +37,7 @@ def _lines(config: BundleConfig) -> Iterator[str]:
     yield from _trained_on(config.trained_on)
     yield from _believed(config.figures.get("audit"))
     yield from _figures(config)
+    yield from _recalibrated(config.recalibrated)
     yield from _elsewhere(config)
     yield from _int8(config.figures.get("int8_against_float32"))
     yield from _heat(config.figures.get("heat_maps"))
@@ -102,7 +103,51 @@ def _figures(config: BundleConfig) -> Iterator[str]:
     for label, of_class in sides[last]["per_class"].items():
         figures = (_figure(of_class[name]) for name in ("sensitivity", "specificity", "precision"))
         yield f"| {label} | {of_class['support']:,} | {' | '.join(figures)} |"
-    yield from ("", f"Probabilities are calibrated on the validation films (temperature {config.temperature:.3f}).", "")
+    if config.recalibrated is None:
+        said = f"Probabilities are calibrated on the validation films (temperature {config.temperature:.3f})."
+    else:
+        said = "These figures are from before the bundle was recalibrated."
+    yield from ("", said, "")
+
+
+#: What the card shows of before and after a recalibration.
+BEFORE_AND_AFTER = {
+    "ECE": "ece",
+    "Brier score": "brier",
+    "log loss": "log_loss",
+    "accuracy": "accuracy",
+    "sets hold the truth": "coverage",
+    "classes in a set": "size",
+    "refused or abstained": "abstained",
+    "answered wrongly": "answered_wrongly",
+}
+
+
+def _recalibrated(done: Mapping[str, Any] | None) -> Iterator[str]:
+    if not done:
+        return
+    counts = ", ".join(f"{label} {count:,}" for label, count in done["films"].items())
+    yield from ("## Recalibrated for a site", "")
+    yield (
+        f"On {done['time'][:10]}, on the site's own labelled films ({counts}; {done['groups']:,} groups), by "
+        f"vgg16-xray {done['version']}: probabilities by the method '{done['method']}', conformal sets, thresholds. "
+        "The network's weights are those of before, byte for byte. "
+        + (
+            f"{done['own']:,} films that the model was trained on were taken out first."
+            if done["looked_for_own"]
+            else "Nobody looked whether the model was trained on some of them."
+        )
+    )
+    prior = ", ".join(f"{label} {share:.3f}" for label, share in done["prior"].items())
+    yield (
+        f"Probabilities hold where classes are as common as this{' (said by the reader)' * done['prior_given']}: "
+        f"{prior}. After: each film by numbers that were fitted to others ({done['folds']} folds); 95 % intervals."
+    )
+    yield from ("", "| | before | after |", "|---|---|---|")
+    for name, key in BEFORE_AND_AFTER.items():
+        sides = [done[side]["probability"].get(key) or done[side].get(key) for side in ("before", "after")]
+        yield f"| {name} | {' | '.join('–' if side is None else _figure(side) for side in sides)} |"
+    yield ""
 
 
 def _figure(figure: Mapping[str, float | None]) -> str:

@@ -63,6 +63,8 @@ class Prediction:
     set: tuple[str, ...] | None = None
     #: (h, w) float32 Grad-CAM of the predicted class, 0 or more; None where it was not asked for or does not exist.
     heat: np.ndarray | None = field(default=None, repr=False, compare=False)
+    #: (E,) float32 of a bundle, for the shift test over many films; None of other models and of what cannot be read.
+    embedding: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON says it."""
@@ -225,7 +227,23 @@ class Classifier:
             reason=reason,
             set=may_be,
             heat=grad_cam(self.cam_weights[best], outputs.feature_map) if explain and self.explains else None,
+            embedding=outputs.embedding,
         )
+
+    def shift_of(self, predictions: Sequence[Prediction]) -> dict[str, Any] | None:
+        """Whether films, taken together, are like those that the model was calibrated on; no single answer is changed.
+
+        Args:
+            predictions: Of one folder, or of a time; those that were refused are no films and are left out.
+
+        Returns:
+            See :func:`vgg16_xray.trust.shift.test`; None where the bundle has nothing to compare with, or no film came.
+        """
+        from vgg16_xray.trust import shift
+
+        known = (self.config.refusal or {}).get("shift")
+        of_films = [p.embedding for p in predictions if p.answer in (ANSWERED, ABSTAINED) and p.embedding is not None]
+        return None if known is None or not of_films else shift.test(known, np.stack(of_films))
 
     def replay(self, golden: Sequence[Golden]) -> float:
         """Answer for golden films, and compare; returns the largest difference of a probability.

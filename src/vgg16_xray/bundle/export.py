@@ -111,6 +111,16 @@ def export(
     return Exported(BundleDir(to), done, time.monotonic() - started)
 
 
+def refuse_to(to: Path) -> None:
+    """Refuse a place where no bundle may be written.
+
+    Raises:
+        UserError: It holds something else than a bundle.
+    """
+    if to.exists() and not BundleDir(to).config.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to: must be a new folder or a bundle, found {to} that is neither")
+
+
 def _refuse_unusable(run: RunDir, to: Path) -> None:
     from vgg16_xray.steps.folds import ensemble
 
@@ -121,8 +131,7 @@ def _refuse_unusable(run: RunDir, to: Path) -> None:
         )
     for step in ("train", "validate", "test"):
         run.require_step(step, made_by=step)
-    if to.exists() and not BundleDir(to).config.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to: must be a new folder or a bundle, found {to} that is neither")
+    refuse_to(to)
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,7 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
     probabilities = _softmax(exact[LOGITS] / temperature)
     write_json(bundle.preprocessor, _preprocessor(source.config))
     shutil.copyfile(source.run.best, bundle.weights)
+    write_own_films(bundle, source.manifest, source.pixels)
     write_json(bundle.golden, _golden(bundle))
     return BundleConfig(
         labels=source.config.labels,
@@ -199,7 +209,15 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
 
 
 def seal(bundle: BundleDir, config: BundleConfig) -> BundleConfig:
-    """Write the card, and the configuration with the hashes of all the other files."""
+    """Write the card, and the configuration with the hashes of all the other files.
+
+    Args:
+        bundle: All other files of it are written.
+        config: Its configuration, but for the hashes.
+
+    Returns:
+        The configuration as it was written.
+    """
     write_text(bundle.card, model_card(config))
     sealed = replace(config, sha256={file.name: sha256_of(file) for file in bundle.hashed()})
     write_json(bundle.config, sealed.as_dict())
@@ -239,6 +257,22 @@ def _refusal(
         rate=rate,
         each=min(EACH, max(10, len(known) // 10)),
     )
+
+
+def write_own_films(bundle: BundleDir, manifest: pd.DataFrame, pixels: ArrayStore) -> None:
+    """Keep what a test elsewhere needs to find this model's films among its own.
+
+    Args:
+        bundle: Where it is kept; its configuration is sealed afterwards.
+        manifest: (N rows), see :mod:`vgg16_xray.steps.preprocess`.
+        pixels: (N, 224, 224) uint8.
+    """
+    from vgg16_xray.trust.own_films import remember
+
+    squares = (pixels.take(np.array([row]))[0] for row in range(len(manifest)))
+    known = remember(squares, manifest["pixels_sha256"].tolist(), manifest["split"].tolist())
+    with whole_file(bundle.films) as temporary, temporary.open("wb") as file:
+        np.save(file, known, allow_pickle=False)
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

@@ -79,13 +79,18 @@ class BundleDir:
         """The network's tensors, for training to go on from."""
         return self.path / "model.safetensors"
 
+    @property
+    def films(self) -> Path:
+        """What is kept of the films that the model has met (:mod:`vgg16_xray.trust.own_films`); may be missing."""
+        return self.path / "films.npy"
+
     def graphs(self) -> dict[str, Path]:
         """The graphs that are there, by their precision."""
         return {name: file for name, file in (("int8", self.int8), ("float32", self.float32)) if file.exists()}
 
     def hashed(self) -> list[Path]:
         """The files that are there and whose hashes stand in the configuration: all but that itself."""
-        files = (self.float32, self.int8, self.preprocessor, self.card, self.golden, self.weights)
+        files = (self.float32, self.int8, self.preprocessor, self.card, self.golden, self.weights, self.films)
         return [file for file in files if file.exists()]
 
 
@@ -105,7 +110,7 @@ class BundleConfig:
     preprocessing: str
     train_from: str
     recipe: str
-    #: The logits are divided by it before the softmax, in the graph.
+    #: The logits are divided by it before the softmax, in the graph; of a recalibrated bundle the mean of all classes.
     temperature: float
     #: ``kind``; ``cam_weights``: (K x 512) Grad-CAM's weights of each class's logit on ``feature_map``, or None.
     head: Mapping[str, Any]
@@ -116,6 +121,8 @@ class BundleConfig:
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     #: Figures with their intervals, and int8 against float32.
     figures: Mapping[str, Any] = field(default_factory=dict)
+    #: What ``vgg16-xray recalibrate`` did, see :func:`vgg16_xray.recalibrate.recalibrate`; None: nothing.
+    recalibrated: Mapping[str, Any] | None = None
     #: Name of a file -> its SHA-256.
     sha256: Mapping[str, str] = field(default_factory=dict)
     #: Version of this package that wrote the bundle.
@@ -224,6 +231,30 @@ def verify(bundle: BundleDir, config: BundleConfig, file: Path) -> None:
         raise UserError(
             f"{file}: must have the SHA-256 {wanted[:80]}, found {found}", hint="it is not the file written"
         )
+
+
+def read_own_films(bundle: BundleDir, config: BundleConfig) -> np.ndarray | None:
+    """What a bundle keeps of the films that its model has met, rows of :data:`vgg16_xray.trust.own_films.KNOWN`.
+
+    Returns:
+        None where the bundle keeps nothing, as one from before this was kept.
+
+    Raises:
+        UserError: It is another file than was written, or holds something else.
+    """
+    from vgg16_xray.trust.own_films import KNOWN
+
+    if not bundle.films.exists() and bundle.films.name not in config.sha256:
+        return None
+    verify(bundle, config, bundle.films)
+    try:
+        # Mapped: neither unpickled nor unzipped, and a header that promises more than the file holds is refused.
+        known = np.array(np.lib.format.open_memmap(bundle.films, mode="r"))
+    except Exception as error:  # a damaged header makes numpy raise nearly anything
+        raise UserError(f"{bundle.films}: must be a whole .npy array, found {str(error)[:200]}") from error
+    if known.ndim != 1 or known.dtype != KNOWN:
+        raise UserError(f"{bundle.films}: must hold a row a film, found another array")
+    return known
 
 
 def open_graph(bundle: BundleDir, config: BundleConfig, file: Path, *, threads: int | None = None) -> InferenceSession:

@@ -282,6 +282,38 @@ def cam_weights(model: VGG16, size: int) -> np.ndarray | None:
     return np.asarray(summed / positions)
 
 
+def rescaled(graph: bytes, *, scale: np.ndarray, shift: np.ndarray) -> bytes:
+    """A graph of this project that makes other probabilities of the same logits: ``softmax(scale * logits + shift)``.
+
+    Args:
+        graph: What :func:`network_graph` or this function wrote; all its other nodes and tensors stay as they are.
+        scale: (K,) above 0.
+        shift: (K,)
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load_model_from_string(graph)
+    ending = {"temperature": 1 / np.asarray(scale), "prior": np.asarray(shift)}
+    kept = [node for node in model.graph.node if node.output[0] not in ("scaled", "calibrated", PROBABILITIES)]
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name not in ending]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.initializer.extend(tensors)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(values.astype(np.float32), name) for name, values in ending.items()
+    )
+    model.graph.node.extend(kept)
+    model.graph.node.extend(
+        [
+            helper.make_node("Div", [LOGITS, "temperature"], ["scaled"], name="scaled"),
+            helper.make_node("Add", ["scaled", "prior"], ["calibrated"], name="calibrated"),
+            helper.make_node("Softmax", ["calibrated"], [PROBABILITIES], name=PROBABILITIES, axis=1),
+        ]
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
 def square_graph() -> onnx.ModelProto:
     """The graphs' stretching alone: ``film`` (H, W) uint8 and ``side`` (2,) int64 -> ``square`` (side, side) uint8.
 

@@ -8,7 +8,7 @@ fields are those of onnx.proto3 (github.com/onnx/onnx), the wire format is proto
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,47 @@ def inspect(path: Path, data: bytes) -> None:
         _inspect_model(path, memoryview(data))
     except (_Malformed, UnicodeDecodeError) as error:
         raise UserError(f"{path}: must be an ONNX model, found {error}") from error
+
+
+def refuse_weights_elsewhere(path: Path, data: bytes) -> None:
+    """Refuse a foreign graph that would have a file of its own choice read.
+
+    Args:
+        path: What to call it.
+        data: The whole file.
+
+    Raises:
+        UserError: It is no ONNX model, or has weights in another file.
+    """
+    try:
+        model = _message(memoryview(data))
+        graphs, functions = list(model.messages(7)), list(model.messages(25))
+        tensors = [*_tensors_of(graphs), *(t for f in functions for t in _tensors_of_nodes(f.messages(7)))]
+        elsewhere = [tensor.text(8)[:80] for tensor in tensors if tensor.has(13) or tensor.integer(14)]
+    except (_Malformed, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: must be an ONNX model, found {error}") from error
+    if not graphs:
+        raise UserError(f"{path}: must be an ONNX model, found no graph in it")
+    if elsewhere:
+        raise UserError(f"{path}: weights must lie in the file, found '{elsewhere[0]}' in another")
+
+
+def _tensors_of(graphs: Iterable[_Message]) -> Iterator[_Message]:
+    """Every tensor in graphs, and in the graphs within them."""
+    for graph in graphs:
+        yield from graph.messages(5)
+        for sparse in graph.messages(15):
+            yield from (*sparse.messages(1), *sparse.messages(2))
+        yield from _tensors_of_nodes(graph.messages(1))
+
+
+def _tensors_of_nodes(nodes: Iterable[_Message]) -> Iterator[_Message]:
+    for node in nodes:
+        for attribute in node.messages(5):
+            yield from (*attribute.messages(5), *attribute.messages(10))
+            for sparse in (*attribute.messages(22), *attribute.messages(23)):
+                yield from (*sparse.messages(1), *sparse.messages(2))
+            yield from _tensors_of((*attribute.messages(6), *attribute.messages(11)))
 
 
 class _Malformed(Exception):

@@ -37,6 +37,26 @@ class Metrics:
             "vgg16_xray_batch_films", "Films in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=own
         )
         self.network = Histogram("vgg16_xray_network_seconds", "A batch in the network.", buckets=SECONDS, registry=own)
+        #: Of the last films, see :mod:`vgg16_xray.serve.recent`; of several processes that of the strangest films.
+        self.shift_films = Gauge(
+            "vgg16_xray_shift_films",
+            "Recent films that the shift test looked at; 0: not tested.",
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self.shift_p = Gauge(
+            "vgg16_xray_shift_p",
+            "How likely it is that recent films come from where the model was calibrated; 1 before any test.",
+            registry=own,
+            multiprocess_mode="livemin",
+        )
+        self.shifted = Gauge(
+            "vgg16_xray_shifted",
+            "1: recent films are not like those on which the model was calibrated.",
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+        self.shift_p.set(1)
         for answer in ("answered", "abstained", "refused", "error"):
             self.films.labels(answer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from vgg16_xray.errors import UnreadableFilm
 from vgg16_xray.films.decode import decode
 from vgg16_xray.serve.batch import Batcher
 from vgg16_xray.serve.metrics import Metrics
+from vgg16_xray.serve.recent import Recent
 from vgg16_xray.serve.settings import Settings
 
 #: Decoded films in memory at most, in batches: while some are computed, others are made ready.
@@ -56,6 +58,7 @@ class Service:
         self._settings, self._metrics = settings, metrics
         self._batcher: Batcher[Outputs] = Batcher(self._run, largest=settings.batch)
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="films")
+        self._recent = Recent(classifier, metrics)
         self._room = asyncio.Semaphore(BATCHES_IN_MEMORY * settings.batch)
 
     def close(self) -> None:
@@ -86,6 +89,10 @@ class Service:
         raw = await asyncio.wrap_future(future)
         judged = self.classifier.judged(name, film, raw, explain=explain)
         self._metrics.films.labels(judged.answer).inc()
+        if self._recent.add(judged):
+            # In the pool, and unwaited for: no film's answer comes later for it. A pool that is closing has none.
+            with contextlib.suppress(RuntimeError):
+                self._pool.submit(self._recent.test)
         return Answered(judged, raw)
 
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STEP = "folds"
 STEP_SEEDS = "seeds"
 #: Raised when the same folds would leave other files than before.
-VERSION = 2
+VERSION = 3
 #: Figures of which the spread over seeds is told.
 SPREAD = ("accuracy", "macro_f1")
 #: predictions.csv holds six decimals: what stands there as 0 was at most half of the last of them.

@@ -6,10 +6,8 @@ are sealed: each time that they are measured is a row of ``test_readings.csv``, 
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,15 +47,18 @@ def test(run: RunDir) -> dict[str, Any]:
     def measure() -> dict[str, Any]:
         from vgg16_xray.trust import calibrate, operating
 
-        note_reading(run, trained.checkpoint_sha256)
+        run.note_reading(trained.checkpoint_sha256)
         rows, seed = rows_of(trained.manifest, TEST), trained.plan.seed
         targets, groups = trained.truth(rows)
         probabilities = calibrate.softmax(calibrate.logits_of(scores), validated["calibration"]["temperature"])
         measured = trained.measure(scores[rows], TEST) | {
-            "calibration": calibrate.test(validated["calibration"], scores[rows], targets, groups, seed=seed),
+            "calibration": calibrate.test(validated["calibration"], scores[rows], targets, groups, seed=seed)
+            | {"methods": validated["calibration"]["methods"]},
             "operating": operating.measure(validated["operating"], probabilities[rows], targets, groups, seed=seed),
         }
-        table = predictions_table(trained.manifest, scores, probabilities, trained.plan.labels)
+        table = predictions_table(
+            trained.manifest, scores, probabilities, trained.plan.labels, thresholds=validated["operating"]
+        )
         write_text(run.predictions, table.to_csv(index=False, lineterminator="\n"))
         write_json(run.test, measured)
         run.stamp(STEP, key, seconds=time.monotonic() - started)
@@ -66,33 +67,24 @@ def test(run: RunDir) -> dict[str, Any]:
     return ranks.by_first(measure, lambda: dict(read_json(run.test)))
 
 
-def note_reading(run: RunDir, checkpoint_sha256: str) -> None:
-    """Add a row to the run's log of readings, before the test films are measured.
-
-    Args:
-        run: The run whose test films are about to be measured.
-        checkpoint_sha256: Of the model that meets them.
-    """
-    row = io.StringIO()
-    writer = csv.writer(row, lineterminator="\n")
-    if not run.readings.exists():
-        writer.writerow(("time", "command", "checkpoint_sha256"))
-    command = " ".join(["vgg16-xray", *sys.argv[1:]])
-    writer.writerow((time.strftime("%Y-%m-%dT%H:%M:%S%z"), command, checkpoint_sha256))
-    with run.readings.open("a", encoding="utf-8") as file:
-        file.write(row.getvalue())
-
-
 def predictions_table(
-    manifest: pd.DataFrame, scores: np.ndarray, probabilities: np.ndarray, labels: tuple[str, ...]
+    manifest: pd.DataFrame,
+    scores: np.ndarray,
+    probabilities: np.ndarray,
+    labels: tuple[str, ...],
+    *,
+    thresholds: Sequence[Sequence[Mapping[str, Any]]],
 ) -> pd.DataFrame:
     """A row a film: what it is, and what the model says.
 
     Args:
         manifest: (N rows), see :mod:`vgg16_xray.steps.preprocess`.
         scores: (N, K) softmax scores, row i belongs to row i of the manifest: ``confidence``, ``p_<label>``.
-        probabilities: (N, K) the same after calibration: ``calibrated_confidence`` is the largest.
+        probabilities: (N, K) the same after calibration: ``calibrated_confidence`` is the largest,
+            ``calibrated_<label>`` each.
         labels: (K,).
+        thresholds: Of each class, see :func:`vgg16_xray.trust.operating.fit`: ``reaches_<label>`` is 1 where the
+            calibrated probability reaches the one for specificity.
     """
     table = manifest[["path", "collection", "label", "split", "patient_id", "source"]].copy()
     table["prediction"] = [labels[i] for i in scores.argmax(1)]
@@ -100,4 +92,9 @@ def predictions_table(
     table["calibrated_confidence"] = probabilities.max(1).round(6)
     for i, label in enumerate(labels):
         table[f"p_{label}"] = scores[:, i].round(6)
+    for i, label in enumerate(labels):
+        table[f"calibrated_{label}"] = probabilities[:, i].round(6)
+    for i, label in enumerate(labels):
+        cut = next((one["threshold"] for one in thresholds[i] if one["wanted"] == "specificity"), None)
+        table[f"reaches_{label}"] = "" if cut is None else (probabilities[:, i] >= cut).astype(int)
     return table

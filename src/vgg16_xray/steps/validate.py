@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STEP = "validate"
 #: Raised when the same model and films would give other contents of ``validation.json`` or ``test.json``.
-VERSION = 2
+VERSION = 3
 
 
 def validate(run: RunDir) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def validate(run: RunDir) -> dict[str, Any]:
 
     Returns:
         What ``validation.json`` holds: the numbers of :func:`vgg16_xray.trust.metrics.evaluate`, which epoch was
-        chosen by what, and every epoch; ``calibration`` (:func:`vgg16_xray.trust.calibrate.fit`) and ``operating``
+        chosen by what, and every epoch; ``calibration`` (:func:`vgg16_xray.trust.calibrate.fit`, and
+        ``methods``: :func:`vgg16_xray.trust.recalibrate.compare_on_validation`) and ``operating``
         (:func:`vgg16_xray.trust.operating.fit`, a list of thresholds a class).
 
     Raises:
@@ -51,9 +52,12 @@ def validate(run: RunDir) -> dict[str, Any]:
 
     def measure() -> dict[str, Any]:
         from vgg16_xray.trust import calibrate, operating
+        from vgg16_xray.trust.recalibrate import compare_on_validation
 
         targets, groups = trained.truth(rows)
-        calibration = calibrate.fit(scores, targets, groups, seed=trained.plan.seed)
+        calibration = calibrate.fit(scores, targets, groups, seed=trained.plan.seed) | {
+            "methods": compare_on_validation(scores, targets, groups, trained.plan.labels, seed=trained.plan.seed)
+        }
         probabilities = calibrate.softmax(calibrate.logits_of(scores), calibration["temperature"])
         measured = trained.measure(scores, VALIDATION) | {
             "calibration": calibration,

@@ -106,6 +106,7 @@ def compare(runs: Sequence[RunDir], *, replicates: int = 2000, seed: int = 1234,
     tested = _read_all(runs)
     labels = tested[0].labels
     paired = _pair(tested)
+    not_logged = _log_reading(runs, tested)
     alpha = 1 - level
     found = [
         replicated(
@@ -157,7 +158,7 @@ def compare(runs: Sequence[RunDir], *, replicates: int = 2000, seed: int = 1234,
             "seed": seed,
             "comparisons": len(compared),
         },
-        "notes": _notes(tested, films, level=level),
+        "notes": [*_notes(tested, films, level=level), *not_logged],
     }
 
 
@@ -359,6 +360,21 @@ def _probabilities(file: Path, said: pd.DataFrame, labels: Sequence[str]) -> NDA
     # Two classes that rounding made equal: the run's answer was by the unrounded ones.
     probabilities[rows, answer[rows]] = most + HALF_A_UNIT / 10
     return probabilities
+
+
+def _log_reading(runs: Sequence[RunDir], tested: Sequence[_Tested]) -> list[str]:
+    """Log in each run that what it said of its test films is looked at; returns a note on those that are closed."""
+    closed = []
+    for run, found in zip(runs, tested, strict=True):
+        try:
+            run.note_reading(" ".join(found.about["checkpoints"]))
+        except UserError:
+            closed.append(found.name)
+    if not closed:
+        return []
+    return [
+        f"This reading of the test films could not be logged, for nothing can be written there: {', '.join(closed)}."
+    ]
 
 
 # -- pairs

@@ -88,7 +88,9 @@ def test(
     embeddings = np.asarray(embeddings, dtype=np.float64)
     found: dict[str, Any] = {"films": len(embeddings), "alpha": alpha, "p": None, "shifted": None, "distance": None}
     if len(embeddings) < LEAST:
-        return found | {"words": f"too few films to compare with the training films: {len(embeddings)}, {LEAST} needed"}
+        return found | {
+            "words": f"too few films to tell whether they are like those it knows: {len(embeddings)}, {LEAST} needed"
+        }
     random = np.random.default_rng(seed)
     if len(embeddings) > MOST:
         embeddings = embeddings[random.permutation(len(embeddings))[:MOST]]
@@ -114,9 +116,9 @@ def test(
     p = float(np.mean(distances >= distances[0] - 1e-12))
     shifted = p <= alpha
     words = (
-        f"these {found['films']} films are not like those that the model learned from (p = {p:.3g}): "
+        f"these {found['films']} films are not like those that the model knows (p = {p:.3g}): "
         "its figures do not hold for them"
         if shifted
-        else f"no sign that these {found['films']} films differ from those that the model learned from (p = {p:.2g})"
+        else f"no sign that these {found['films']} films differ from those that the model knows (p = {p:.2g})"
     )
     return found | {"p": p, "shifted": bool(shifted), "distance": float(distances[0]), "words": words}
