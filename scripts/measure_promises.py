@@ -53,8 +53,9 @@ def answered(classifier: Classifier, films: list[np.ndarray], what: str) -> tupl
 def row(name: str, figure: tuple[float, float, float], wanted: str, *, holds: bool, fits: bool) -> None:
     """A line of the table; `fits`: whether the interval reaches what is promised."""
     value, low, high = figure
+    interval = "no interval: all on one side" if np.isnan(low) else f"{low:.4f}–{high:.4f}"
     said = "holds" if holds else "does not hold" if not fits else "does not hold, but cannot be told from it"
-    print(f"| {name} | {value:.4f} ({low:.4f}–{high:.4f}) | {wanted} | {said} |")
+    print(f"| {name} | {value:.4f} ({interval}) | {wanted} | {said} |")
 
 
 def share(name: str, hits: int, films: int, wanted: float) -> None:
