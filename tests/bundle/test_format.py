@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vgg16_xray import Classifier
 from vgg16_xray.bundle.classify import check
-from vgg16_xray.bundle.format import BundleDir
+from vgg16_xray.bundle.format import BundleDir, read_bundle_config, read_own_films
 from vgg16_xray.bundle.graph import square_graph
 from vgg16_xray.bundle.onnxfile import inspect
 from vgg16_xray.errors import UserError
@@ -121,13 +121,41 @@ def rehash(bundle: BundleDir) -> None:
     bundle.config.write_text(json.dumps(config), "utf-8")
 
 
-@pytest.mark.parametrize("name", ["model.int8.onnx", "model.onnx", "golden.json", "README.md", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model.int8.onnx", "model.onnx", "golden.json", "README.md", "model.safetensors", "films.npy"]
+)
 def test_a_changed_byte_is_found(copy_of_bundle: Path, name: str) -> None:
     data = bytearray((copy_of_bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     (copy_of_bundle / name).write_bytes(data)
     with pytest.raises(UserError, match=f"{name}: must have the SHA-256 .* found"):
         check(copy_of_bundle)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip", "another array", "a header that promises more"])
+def test_what_is_kept_of_films_is_neither_unpickled_nor_believed(
+    copy_of_bundle: Path, kind: str, tmp_path: Path
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (tmp_path / "exploded").mkdir, ()
+
+    bundle = BundleDir(copy_of_bundle)
+    if kind == "pickle":
+        np.save(bundle.films, np.array([Bomb()], dtype=object), allow_pickle=True)
+    elif kind == "zip":
+        with bundle.films.open("wb") as file:
+            np.savez(file, films=np.zeros(3))
+    elif kind == "another array":
+        np.save(bundle.films, np.zeros((5, 3)))
+    else:
+        whole = bundle.films.read_bytes()
+        bundle.films.write_bytes(whole[: len(whole) // 2])
+    rehash(bundle)
+    with pytest.raises(UserError, match=r"films.npy: must (be a whole .npy array|hold a row a film)") as caught:
+        read_own_films(bundle, read_bundle_config(bundle))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_a_model_that_answers_otherwise_is_found_when_it_is_opened(copy_of_bundle: Path) -> None:
