@@ -11,7 +11,7 @@ from PIL import Image
 from vgg16_xray.files import read_json
 from vgg16_xray.films.phantom import Faults, write_dataset
 from vgg16_xray.report.audit import write_audit_page
-from vgg16_xray.rundir import AuditDir, RunDir
+from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.steps import audit as step
 from vgg16_xray.steps.audit import audit, audit_data, leaks_between
 from vgg16_xray.trust.shortcuts import LADDER
@@ -105,6 +105,7 @@ def test_two_labels_for_one_film_are_a_reason_for_care_at_least(tmp_path: Path) 
     assert found["verdict"] in (CARE, STOP)
     assert "two labels" in [reason["rule"] for reason in found["reasons"]]
     page = write_audit_page(RunDir(tmp_path / "audit"), found).read_text("utf-8")
+    assert f"<code>{read_config(RunDir(tmp_path / 'audit'))['data']['fingerprint']}</code>" in page
     assert "Films that are one and stand under two labels: 1 pair<" in page
     for film in read_json(RunDir(tmp_path / "audit").leaks)["conflicts"][0]:
         assert page.count(film["film"]) == 2

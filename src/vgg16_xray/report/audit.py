@@ -18,7 +18,7 @@ from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.report.terminal import console
-from vgg16_xray.rundir import AuditDir, RunDir
+from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.trust.lungs import find_lungs
 from vgg16_xray.trust.shortcuts import LADDER, LUNGS, METADATA, WHOLE, as_png, shown
 from vgg16_xray.trust.verdict import CARE, NONE, STOP, STRONGEST
@@ -97,8 +97,11 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
 
     manifest = pd.read_parquet(run.manifest)
     pixels = ArrayStore(run.pixels)
+    data = read_config(run)["data"]
     page = template("audit.html.j2", {"share": lambda value: f"{100 * value:.1f} %"}).render(
         name=run.path.resolve().name,
+        collections=sorted(data["collections"]),
+        fingerprint=data["fingerprint"],
         found=found,
         told=told(found),
         ladder=ladder_rows(found, manifest, pixels),
