@@ -8,7 +8,7 @@ are symmetric about zero, with a scale for each output channel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -28,27 +28,33 @@ OPSET = 18
 #: Weights are -63..63. Without VNNI a product of an unsigned and a signed byte is summed in pairs into 16 bits, where
 #: two products of eight bits each do not fit, and what does not fit is cut off.
 LARGEST_WEIGHT = 63
-#: A byte reaches so much further than any film did that was measured. What is cut off costs more than a coarser step:
-#: the head reads maxima.
-ROOM = 1.1
 THREE_BY_THREE: Mapping[str, Any] = MappingProxyType({"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})
 #: Number, in ``features``, of the ReLU that yields the feature map.
 LAST_RELU = 29
 
 
 @dataclass(frozen=True)
-class Reached:
-    """What films make of a ReLU's output."""
+class Reach:
+    """Which values of a ReLU's output bytes stand for: 0 to this."""
 
-    #: Largest value.
     largest: float
-    #: (C,) mean of each channel.
-    mean: np.ndarray
 
     @property
     def step(self) -> float:
         """What one step of a byte stands for."""
-        return max(self.largest, 1e-6) * ROOM / 255
+        return max(self.largest, 1e-6) / 255
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A convolution whose weights are whole numbers."""
+
+    #: (O, I, 3, 3) whole numbers, at most :data:`LARGEST_WEIGHT` from zero.
+    weight: np.ndarray
+    #: (O,) what 1 stands for.
+    scale: np.ndarray
+    #: (O,)
+    bias: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,9 @@ class Int8:
     """
 
     #: By the number of the ReLU in ``features``.
-    reached: Mapping[int, Reached]
+    reached: Mapping[int, Reach]
+    #: All convolutions but the first, by their number in ``features``.
+    rounded: Mapping[int, Rounded]
 
 
 def network_graph(
@@ -136,10 +144,11 @@ def _write_base(graph: _Graph, model: VGG16, int8: Int8 | None) -> str:
         if isinstance(layer, nn.Conv2d):
             weight, bias = (part.detach().cpu().float().numpy() for part in (layer.weight, layer.bias))  # type: ignore[union-attr]
             yields = int8.reached[number + 1] if int8 else None
-            if given and yields and number + 1 == LAST_RELU:
-                x = _write_last_convolution(graph, x, weight, bias, given, yields)
-            elif given and yields:
-                x = _write_convolution_of_bytes(graph, x, y, weight, bias, given, yields.step)
+            if int8 and given and number + 1 == LAST_RELU:
+                x = _write_last_convolution(graph, x, int8.rounded[number], given, int8.reached[LAST_RELU])
+            elif int8 and given:
+                step = int8.reached[number + 1].step
+                x = _write_convolution_of_bytes(graph, x, y, int8.rounded[number], given, step)
             elif yields:
                 x = _write_exact_convolution(graph, weight=weight, bias=bias, yields=yields)
             else:
@@ -167,7 +176,7 @@ def _round_mean(graph: _Graph) -> None:
     graph.tensors["mean"] = np.rint(graph.tensors["mean"])
 
 
-def _write_exact_convolution(graph: _Graph, *, weight: np.ndarray, bias: np.ndarray, yields: Reached) -> str:
+def _write_exact_convolution(graph: _Graph, *, weight: np.ndarray, bias: np.ndarray, yields: Reach) -> str:
     """The first convolution and its ReLU, on whole numbers that float32 adds up without rounding, to bytes.
 
     Then the order in which a machine adds does not matter. In float32 it does, by a millionth, and where that lies on
@@ -191,27 +200,21 @@ def _write_exact_convolution(graph: _Graph, *, weight: np.ndarray, bias: np.ndar
 
 
 def _write_convolution_of_bytes(  # noqa: PLR0917 (its two ends, its parameters)
-    graph: _Graph, x: str, y: str, weight: np.ndarray, bias: np.ndarray, given: Reached, step: float
+    graph: _Graph, x: str, y: str, rounded: Rounded, given: Reach, step: float
 ) -> str:
     """A convolution whose weights are bytes, and the ReLU behind it; one step of a byte of its output is `step`."""
-    scale = np.abs(weight).max(axis=(1, 2, 3)).clip(1e-12) / LARGEST_WEIGHT
-    rounded = np.rint(weight / scale[:, None, None, None])
-    # Rounding moved the weights; on the films' mean activations that adds a constant, which the bias takes off again.
-    bias = bias - (rounded * scale[:, None, None, None] - weight).sum(axis=(2, 3)) @ given.mean
     graph.scales[y] = graph.tensor(f"{y}.scale", step)
     parts = [
         *(x, graph.scales[x], "zero"),
-        graph.tensor(f"{x}.next.weight", rounded, np.int8),
-        *(graph.tensor(f"{x}.next.weight.scale", scale), graph.tensor("zero_weight", 0, np.int8)),
+        graph.tensor(f"{x}.next.weight", rounded.weight, np.int8),
+        *(graph.tensor(f"{x}.next.weight.scale", rounded.scale), graph.tensor("zero_weight", 0, np.int8)),
         *(graph.scales[y], "zero"),
-        graph.tensor(f"{y}.bias", np.rint(bias / (scale * given.step)), np.int32),
+        graph.tensor(f"{y}.bias", np.rint(rounded.bias / (rounded.scale * given.step)), np.int32),
     ]
     return graph.node("QLinearConv", parts, y, **THREE_BY_THREE)
 
 
-def _write_last_convolution(  # noqa: PLR0917 (as above)
-    graph: _Graph, x: str, weight: np.ndarray, bias: np.ndarray, given: Reached, yields: Reached
-) -> str:
+def _write_last_convolution(graph: _Graph, x: str, rounded: Rounded, given: Reach, yields: Reach) -> str:
     """The last convolution twice: bytes of what lies below half of the reach, and bytes of what goes beyond.
 
     Their sum is the feature map. The head reads maxima of it, so a value beyond the reach must not be cut off, and
@@ -219,7 +222,8 @@ def _write_last_convolution(  # noqa: PLR0917 (as above)
     """
     values = []
     for name, step, begins in (("low", yields.step / 2, 0.0), ("high", yields.step, yields.step / 2 * 255)):
-        part = _write_convolution_of_bytes(graph, x, f"feature_map.{name}", weight, bias - begins, given, step)
+        shifted = replace(rounded, bias=rounded.bias - begins)
+        part = _write_convolution_of_bytes(graph, x, f"feature_map.{name}", shifted, given, step)
         values.append(graph.node("DequantizeLinear", [part, graph.scales[part], "zero"], f"{part}.values"))
     return graph.node("Add", values, FEATURE_MAP)
 
