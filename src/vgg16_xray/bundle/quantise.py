@@ -119,8 +119,9 @@ def _round(convolution: torch.nn.Conv2d, inputs: _Moments, step: float) -> Round
     """Round a convolution's weights so that its output changes least, not so that each weight does.
 
     The inputs of neighbouring places and of many channels go together, so an error of one weight can be made up for by
-    those that are not rounded yet: GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1), columns in the order of
-    their variance. What then remains on average, the bias takes off.
+    those that are not rounded yet: GPTQ (Frantar et al. 2022, arXiv:2210.17323), columns in the order of their
+    variance, in the form that needs no inverse (Chee et al. 2023, arXiv:2307.13304, section 3.1). What then remains on
+    average, the bias takes off.
 
     Args:
         convolution: The layer.
@@ -131,25 +132,24 @@ def _round(convolution: torch.nn.Conv2d, inputs: _Moments, step: float) -> Round
 
     weight = convolution.weight.detach().cpu().double().flatten(1)
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / LARGEST_WEIGHT
-    moments = torch.from_numpy(inputs.covariance).double()
+    moments = torch.from_numpy(inputs.covariance)
     moments.diagonal().add_(step**2 / 12 + DAMPING * float(moments.diagonal().mean()))
-    order = torch.argsort(moments.diagonal(), descending=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments[order][:, order]))
-    pass_on = torch.linalg.cholesky(inverse, upper=True)
+    # The factor that begins with the least variance, turned round, is upper triangular and begins with the greatest.
+    order = torch.argsort(moments.diagonal())
+    factor = torch.linalg.cholesky(moments[order[:, None], order])
+    pass_on = (factor / factor.diagonal()).flip(0, 1)
+    order = order.flip(0)
 
-    left = (weight / scale[:, None])[:, order].T.contiguous()  # a row for each number that is read
-    whole = torch.empty_like(left)
-    for start in range(0, len(left), COLUMNS):
-        end = min(start + COLUMNS, len(left))
-        block, off = left[start:end], pass_on[start:end, start:end]
-        errors = torch.empty_like(block)
-        for i in range(end - start):
-            whole[start + i] = block[i].round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
-            errors[i] = (block[i] - whole[start + i]) / off[i, i]
-            block[i:] -= torch.outer(off[i, i:], errors[i])
-        left[end:] -= pass_on[start:end, end:].T @ errors
+    exact = (weight / scale[:, None])[:, order].T.contiguous()  # a row for each number that is read
+    errors = torch.zeros_like(exact)
+    for start in range(0, len(exact), COLUMNS):
+        end = min(start + COLUMNS, len(exact))
+        block = exact[start:end] + pass_on[:start, start:end].T @ errors[:start]
+        for i, row in enumerate(range(start, end)):
+            errors[row] = exact[row] - block[i].round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+            block[i + 1 :] += torch.outer(pass_on[row, row + 1 : end], errors[row])
     rounded = torch.empty_like(weight)
-    rounded[:, order] = whole.T
+    rounded[:, order] = (exact - errors).round().T
     bias = convolution.bias.detach().cpu().double()  # type: ignore[union-attr]
     bias -= (rounded * scale[:, None] - weight) @ torch.from_numpy(inputs.mean)
     return Rounded(*(part.numpy() for part in (rounded.reshape(convolution.weight.shape), scale, bias)))
