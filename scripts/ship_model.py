@@ -1,7 +1,7 @@
 """Put a bundle's int8 model into the package: python scripts/ship_model.py BUNDLE. What was there is replaced.
 
-The package takes what prediction and a test elsewhere need and no more: the graph in int8, configuration, golden films,
-card, and what is kept of the films that the model has met.
+The package takes what prediction needs and no more: the graph in int8, configuration, golden films, card. What the bundle
+keeps of its own films stays behind: a coarse picture of each could be made of it, and the films are not ours.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ def main() -> None:
     shutil.rmtree(written.path, ignore_errors=True)
     written.path.mkdir()
     shipped = [bundle.int8, bundle.preprocessor, bundle.golden, bundle.card]
-    if bundle.films.exists():  # a bundle from before they were kept has none
-        shipped.append(bundle.films)
     for file in shipped:
         verify(bundle, config, file)
         shutil.copyfile(file, written.path / file.name)
