@@ -1,6 +1,6 @@
 """Put a bundle's int8 model into the package: python scripts/ship_model.py BUNDLE. What was there is replaced.
 
-The package takes what prediction needs and no more: the graph in int8, configuration, golden films, card. What the bundle
+The package takes what prediction needs and no more: the graph in int8, configuration, golden films, card. What a bundle
 keeps of its own films stays behind: a coarse picture of each could be made of it, and the films are not ours.
 """
 
