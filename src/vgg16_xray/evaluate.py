@@ -24,6 +24,7 @@ from vgg16_xray.films.identity import identity_of, name_patients
 from vgg16_xray.predict import open_model
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import EvaluationDir, RunDir
+from vgg16_xray.steps.own_films import own_films, own_films_of_run, remembered
 from vgg16_xray.trust import calibrate
 from vgg16_xray.trust.operating import PREVALENCES
 from vgg16_xray.trust.prevalence import parse_prior, shares_of
@@ -32,8 +33,6 @@ from vgg16_xray.trust.prevalence import parse_prior, shares_of
 NO_SUBGROUPS = frozenset({"path", "label", "patient_id", "split", "mask"})
 #: A column with more values than this names films, not groups of them.
 MOST_VALUES = 30
-#: What a film of ``--trained-on FOLDER`` stood on: nobody said on which side of a split.
-UNKNOWN_SIDE = "not known"
 
 
 @dataclass(frozen=True)
@@ -328,96 +327,22 @@ def _own_films_of(answering: Any, model: Path | Function, trained_on: Path | Non
     where = trained_on or model
     run = RunDir(where) if isinstance(where, Path) else None
     if run is not None and run.manifest.exists() and run.pixels.exists():
-        return lambda films: _among(films, _known_of_run(run))
+        return lambda films: own_films_of_run(run).among(*_asked(films))
     if trained_on is not None:
-        known = scan([trained_on], without_splits=True, least_classes=1)
-        return lambda films: _among(films, _known_of_films(known))
+        scan([trained_on], without_splits=True, least_classes=1)  # refuses what cannot be used
+
+        def look_up(films: Sequence[Film]) -> list[dict[str, Any]]:
+            with own_films([trained_on]) as own:
+                return own.among(*_asked(films))
+
+        return look_up
     kept = read_own_films(answering.bundle, answering.config) if isinstance(answering, Classifier) else None
-    return None if kept is None else lambda films: _remembered(films, kept)
+    return None if kept is None else lambda films: remembered(kept, *_asked(films))
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The N films that a model was trained on."""
-
-    names: list[str]
-    splits: list[str]
-    sha256: list[str]
-    #: Row -> (224, 224) uint8.
-    square: Callable[[int], np.ndarray]
-
-
-def _known_of_run(run: RunDir) -> _Known:
-    import pandas as pd
-
-    from vgg16_xray.films.store import ArrayStore
-
-    manifest, store = pd.read_parquet(run.manifest), ArrayStore(run.pixels)
-    names = (manifest["collection"] + "/" + manifest["path"]).tolist()
-    return _Known(
-        names,
-        manifest["split"].tolist(),
-        manifest["pixels_sha256"].tolist(),
-        lambda row: np.asarray(store.take(np.array([row]))[0]),
-    )
-
-
-def _known_of_films(dataset: Dataset) -> _Known:
-    names, sha256, squares = [], [], []
-    with progress("the model's own films", total=len(dataset.films)) as bar:
-        for row in dataset.films:
-            try:
-                film = decode(dataset.file_of(row))
-            except UnreadableFilm:
-                film = None
-            if film is not None:
-                names.append(f"{row.collection}/{row.path}")
-                sha256.append(pixels_sha256(film))
-                squares.append(to_square(film, SIZE))
-            bar.advance(1)
-    return _Known(names, [UNKNOWN_SIDE] * len(names), sha256, squares.__getitem__)
-
-
-def _among(films: Sequence[Film], known: _Known) -> list[dict[str, Any]]:
-    """Which of the films are known ones, exactly or, laid over each other, as near-copies."""
-    from vgg16_xray.trust.leaks import find_copies
-
-    own, row_of = len(known.names), {sha256: row for row, sha256 in reversed([*enumerate(known.sha256)])}
-    found = {film.sha256: (row_of[film.sha256], True) for film in films if film.sha256 in row_of}
-    # Near-copies are looked for among the others: a film that is found already is not compared with the rest.
-    others = list({film.sha256: film for film in films if film.sha256 not in found}.values())
-
-    def squares(rows: np.ndarray) -> np.ndarray:
-        return np.stack([known.square(i) if i < own else others[i - own].square for i in rows.tolist()])
-
-    if others:
-        hashes = [*known.sha256, *(film.sha256 for film in others)]
-        for pair in find_copies(squares, hashes, first_of_second=own):
-            if pair.same:
-                first, second = sorted((pair.first, pair.second))
-                found.setdefault(hashes[second], (first, False))
-    return [
-        {"film": film.name, "own": known.names[row], "split": known.splits[row], "exact": exact}
-        for film in films
-        if film.sha256 in found
-        for row, exact in (found[film.sha256],)
-    ]
-
-
-def _remembered(films: Sequence[Film], known: np.ndarray) -> list[dict[str, Any]]:
-    """Which of the films are own ones by what a bundle keeps of these."""
-    from vgg16_xray.films.split import SPLITS
-    from vgg16_xray.trust.own_films import find, name_of
-
-    return [
-        {
-            "film": films[own.film].name,
-            "own": name_of(known, own.row),
-            "split": SPLITS[int(known["side"][own.row])],
-            "exact": own.exact,
-        }
-        for own in find(known, [film.square for film in films], [film.sha256 for film in films])
-    ]
+def _asked(films: Sequence[Film]) -> tuple[list[str], list[str], list[np.ndarray]]:
+    """Names, hashes and pixels."""
+    return [film.name for film in films], [film.sha256 for film in films], [film.square for film in films]
 
 
 def _columns(dataset: Dataset, rows: Sequence[FilmRow]) -> dict[str, list[str]]:

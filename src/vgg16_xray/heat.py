@@ -13,7 +13,7 @@ import numpy as np
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.bundle import localise
 from vgg16_xray.bundle.classify import Classifier
-from vgg16_xray.bundle.format import BundleConfig, BundleDir, read_bundle_config
+from vgg16_xray.bundle.format import BundleConfig, BundleDir, read_bundle_config, read_own_films
 from vgg16_xray.errors import UnreadableFilm, UserError
 from vgg16_xray.files import write_json
 from vgg16_xray.films.decode import SIZE, pixels_sha256, to_square
@@ -39,8 +39,8 @@ def heat(
         model: A bundle or a run; the model in the package by default.
         data: Films with masks, see :mod:`vgg16_xray.films.masks`.
         out: Folder for ``heat.json``; of a run the run itself, where its report and its next export find it.
-        trained_on: The run, or the folders of films, that the model learned from; of a run by default the run. Films
-            that are among them are taken out.
+        trained_on: The run, or the folders of films, that the model learned from; by default the run, or what a bundle
+            keeps of its own films. Films that are among them are taken out.
         flags: Structure -> the bits that say it in a mask of several structures.
         healthy: The class that is no disease, if the model has it.
         random: How many networks with random weights are asked.
@@ -64,11 +64,16 @@ def heat(
     own: list[dict[str, Any]] = []
     sources = list(trained_on) or ([run.path] if run is not None and run.manifest.exists() else [])
     hashes = [pixels_sha256(one.film) for one in drawn]
-    if sources:
-        from vgg16_xray.steps.own_films import own_films
+    kept_of_own = None if sources or run is not None else read_own_films(classifier.bundle, classifier.config)
+    if sources or kept_of_own is not None:
+        from vgg16_xray.steps.own_films import own_films, remembered
 
-        with own_films(sources) as known:
-            own = known.among([film.name for film in films], hashes, [to_square(one.film, SIZE) for one in drawn])
+        names, squares = [film.name for film in films], [to_square(one.film, SIZE) for one in drawn]
+        if kept_of_own is not None:
+            own = remembered(kept_of_own, names, hashes, squares)
+        else:
+            with own_films(sources) as known:
+                own = known.among(names, hashes, squares)
     taken = {entry["film"] for entry in own}
     kept = [i for i, film in enumerate(films) if film.name not in taken]
     if not kept:
@@ -85,7 +90,7 @@ def heat(
             "found": len(films) + len(broken),
             "unreadable": broken,
             "own": own,
-            "looked_for_own": bool(sources),
+            "looked_for_own": bool(sources) or kept_of_own is not None,
             "measured": len(kept),
             "lungs_by_network": by_network,
         },

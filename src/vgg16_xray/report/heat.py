@@ -71,8 +71,7 @@ def say_heat(found: Mapping[str, Any], left: Path | None) -> None:
     out, films = console(), found["films"]
     for film in films["own"]:
         how = "the same pixels" if film["exact"] else "a near-copy"
-        side = f" ({film['split']})" if film["split"] else ""
-        out.print(f"taken out: {film['film']}, {how} of {film['own']}{side}")
+        out.print(f"taken out: {film['film']}, {how} of {film['own']} ({film['split']})")
     if not films["looked_for_own"]:
         out.print("note: the model's own films are not at hand (--trained-on): copies were not looked for")
     for film in films["unreadable"]:

@@ -19,6 +19,9 @@ from vgg16_xray.rundir import RunDir
 from vgg16_xray.trust.leaks import find_copies
 from vgg16_xray.trust.near_copies import Films
 
+#: The side of films that come without a split.
+UNKNOWN_SIDE = "not known"
+
 
 @dataclass(frozen=True)
 class OwnFilms:
@@ -30,7 +33,7 @@ class OwnFilms:
     sha256: Sequence[str]
     #: (N,) collection and path.
     names: Sequence[str]
-    #: (N,) side of the split, empty where the films come without one.
+    #: (N,) side of the split, or :data:`UNKNOWN_SIDE`.
     sides: Sequence[str]
 
     def among(self, names: Sequence[str], sha256: Sequence[str], squares: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -115,5 +118,30 @@ def own_films(trained_on: Sequence[Path]) -> Iterator[OwnFilms]:
             films=ArrayStore(pixels).take,
             sha256=[one.sha256 for one in films],
             names=[f"{one.film.collection}/{one.film.path}" for one in films],
-            sides=[""] * len(films),
+            sides=[UNKNOWN_SIDE] * len(films),
         )
+
+
+def remembered(
+    known: np.ndarray, names: Sequence[str], sha256: Sequence[str], squares: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
+    """Which of M films are own ones by what a bundle keeps of these; arguments and result as :meth:`OwnFilms.among`.
+
+    Args:
+        known: Rows of :data:`vgg16_xray.trust.own_films.KNOWN`.
+        names: (M,).
+        sha256: (M,).
+        squares: (M,).
+    """
+    from vgg16_xray.films.split import SPLITS
+    from vgg16_xray.trust.own_films import find, name_of
+
+    return [
+        {
+            "film": names[own.film],
+            "own": name_of(known, own.row),
+            "split": SPLITS[int(known["side"][own.row])],
+            "exact": own.exact,
+        }
+        for own in find(known, squares, sha256)
+    ]
