@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import threading
@@ -36,9 +37,9 @@ class _Server(uvicorn.Server):
     uvicorn alone closes idle connections at once, and with them a request that is under way.
     """
 
-    def __init__(self, config: uvicorn.Config, guard: Guard, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, guard: Guard, grace: float, bound: socket.socket) -> None:
         super().__init__(config)
-        self._guard, self._grace = guard, grace
+        self._guard, self._grace, self._bound = guard, grace, bound
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Let clients in, then say so."""
@@ -54,7 +55,19 @@ class _Server(uvicorn.Server):
         ends = time.monotonic() + self._grace
         while self._guard.open and time.monotonic() < ends and not self.force_exit:
             await asyncio.sleep(0.02)
+        # Who stands at the door when it closes is cut off. So nobody new may stand there: who knocks is not heard,
+        # knocks again a second later, and finds no server. Who stood there is let in and told 503.
+        self._bound.listen(0)
+        ends = time.monotonic() + SETTLED
+        while time.monotonic() < ends or (time.monotonic() < 2 * SETTLED + ends and _somebody_waits(self._bound)):
+            await asyncio.sleep(0.001)
+        for server in self.servers:
+            server.close()
         await asyncio.sleep(SETTLED)
+
+
+def _somebody_waits(bound: socket.socket) -> bool:
+    return bool(select.select([bound], [], [], 0)[0])
 
 
 def serve(settings: Settings) -> None:
@@ -106,7 +119,7 @@ def _serve(settings: Settings, bound: socket.socket) -> None:
     )
     # uvicorn raises the signal that stopped it again when all is done, as if it had not been obeyed.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    _Server(config, guard, settings.grace).run(sockets=[bound])
+    _Server(config, guard, settings.grace, bound).run(sockets=[bound])
 
 
 def _supervise(settings: Settings, bound: socket.socket) -> None:
