@@ -84,7 +84,7 @@ def finish(members: Sequence[Member], *, skill: float = 1.0) -> None:
         )
         name = f"{member.fold}-{member.seed}"
         write_json(member.run.test, measured | {"epoch": 2, "checkpoint_sha256": name})
-        table = predictions_table(manifest, p, p, plan.labels)
+        table = predictions_table(manifest, p, p, plan.labels, thresholds=[[] for _ in plan.labels])
         write_text(member.run.predictions, table.to_csv(index=False, lineterminator="\n"))
 
 
