@@ -18,6 +18,7 @@ import numpy as np
 from vgg16_xray.bundle.format import session_of
 from vgg16_xray.bundle.onnxfile import refuse_weights_elsewhere
 from vgg16_xray.errors import UserError
+from vgg16_xray.trust.calibrate import softmax
 
 #: Takes B films (H, W) uint8 of any sizes, gives (B, K) probabilities.
 Function = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -243,8 +244,7 @@ def _as_probabilities(found: np.ndarray, films: int, labels: Sequence[str], *, l
     if not np.isfinite(values).all():
         raise UserError(f"{where}: must give finite numbers, found others")
     if logits:
-        values = np.exp(values - values.max(axis=1, keepdims=True))
-        return np.asarray(values / values.sum(axis=1, keepdims=True))
+        return softmax(values)
     sums = values.sum(axis=1)
     if values.min() < -TOLERANCE or np.abs(sums - 1).max() > TOLERANCE:
         raise UserError(

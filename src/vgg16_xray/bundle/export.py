@@ -31,6 +31,7 @@ from vgg16_xray.films.dataset import may_be_film
 from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import HeatDir, RunDir, key_of, read_config, sha256_of
+from vgg16_xray.trust.calibrate import fit_conformal, fit_temperature, softmax
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +163,6 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
     """Write graphs, weights and golden films; what an earlier export left half-written is written over."""
     from vgg16_xray.bundle.graph import cam_weights
     from vgg16_xray.bundle.quantise import measure
-    from vgg16_xray.trust.calibrate import fit_conformal, fit_temperature
 
     shutil.rmtree(bundle.path, ignore_errors=True)
     bundle.path.mkdir(parents=True)
@@ -178,7 +178,7 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
     coarse = _outputs(session_of(bundle.int8.read_bytes()), source.pixels, validation, "int8 on validation films")
 
     weights = cam_weights(source.model, source.config.size)
-    probabilities = _softmax(exact[LOGITS] / temperature)
+    probabilities = softmax(exact[LOGITS] / temperature)
     write_json(bundle.preprocessor, _preprocessor(source.config))
     shutil.copyfile(source.run.best, bundle.weights)
     write_own_films(bundle, source.manifest, source.pixels)
@@ -355,7 +355,7 @@ def against(exact: np.ndarray, coarse: np.ndarray, targets: np.ndarray) -> dict[
     """
     answers = exact.argmax(axis=1), coarse.argmax(axis=1)
     f1 = [_macro_f1(targets, answer, exact.shape[1]) for answer in answers]
-    apart = np.abs(_softmax(exact) - _softmax(coarse))
+    apart = np.abs(softmax(exact) - softmax(coarse))
     return {
         "films": len(targets),
         "agreement": float((answers[0] == answers[1]).mean()),
@@ -372,12 +372,6 @@ def _macro_f1(targets: np.ndarray, answers: np.ndarray, classes: int) -> float:
     confusion = np.zeros((1, classes, classes))
     np.add.at(confusion[0], (targets, answers), 1)
     return float(np.nanmean(answer_figures(confusion).f1))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    from vgg16_xray.trust.calibrate import softmax
-
-    return softmax(logits)
 
 
 def trained_on(run: RunDir, manifest: pd.DataFrame) -> dict[str, Any]:
