@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from threading import Barrier
 from typing import TYPE_CHECKING
 
@@ -125,23 +125,33 @@ def with_onnxruntime(
     import onnxruntime
     import torch
 
-    from vgg16_xray.films.decode import SIZE
-    from vgg16_xray.learn.onnx_graph import PIXELS, prefix_graph, quantised
+    from vgg16_xray.learn.onnx_graph import PIXELS, prefix_graph
 
-    graph = prefix_graph(prefix, preprocessing=preprocessing, size=None, pixels=np.float32)
+    graph = prefix_graph(prefix, preprocessing=preprocessing, size=None, pixels=np.float32).SerializeToString()
     if int8:
-        films = drawn_films(CALIBRATION_FILMS, seed=CALIBRATION_SEED, size=SIZE)
-        graph = quantised(graph, films, seven_bits=seven_bits)
+        graph = _in_int8(graph, seven_bits=seven_bits)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # Threads go over films.
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def whole(pixels: torch.Tensor) -> torch.Tensor:
         (out,) = session.run(None, {PIXELS: pixels.float().numpy()})
         return torch.from_numpy(out).contiguous(memory_format=torch.channels_last)
 
     return partial(_a_film_a_thread, whole)
+
+
+@lru_cache(maxsize=1)
+def _in_int8(graph: bytes, *, seven_bits: bool) -> bytes:
+    """A float32 graph in int8. That takes seconds, and the race and the training of one process want the same one."""
+    import onnx
+
+    from vgg16_xray.films.decode import SIZE
+    from vgg16_xray.learn.onnx_graph import quantised
+
+    films = drawn_films(CALIBRATION_FILMS, seed=CALIBRATION_SEED, size=SIZE)
+    return quantised(onnx.load_from_string(graph), films, seven_bits=seven_bits).SerializeToString()
 
 
 def with_ncnn(prefix: torch.nn.Sequential, preprocessing: str) -> Runner:
