@@ -153,6 +153,8 @@ def test_a_new_source_is_recognised_less_well_where_the_class_was_told_by_it() -
     found = leave_one_source_out(features, labels, sources, names(200), seed=0)
     assert [(row["source"], row["label"]) for row in found["left_out"]] == [("A", "sick"), ("B", "sick")]
     assert found["untestable"] == ["well"]
+    for row in found["left_out"]:
+        assert row["interval"][0] <= row["sensitivity"] <= row["interval"][1] < row["interval_known"][0]
     assert found["macro_known"] > 0.9
     assert found["macro"] < 0.5
 

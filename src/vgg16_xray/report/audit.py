@@ -98,7 +98,7 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
     manifest = pd.read_parquet(run.manifest)
     pixels = ArrayStore(run.pixels)
     data = read_config(run)["data"]
-    page = template("audit.html.j2", {"share": lambda value: f"{100 * value:.1f} %"}).render(
+    page = template("audit.html.j2", {"share": lambda value: f"{100 * value:.0f} %"}).render(
         name=run.path.resolve().name,
         collections=sorted(data["collections"]),
         fingerprint=data["fingerprint"],
