@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fabricate import fabricate, fabricate_heat
 
 from vgg16_xray.report import figures
+from vgg16_xray.report.contact import Section, Tile, write_sheet
 from vgg16_xray.report.page import write_report
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -115,4 +117,30 @@ def test_without_a_script_everything_can_be_read(browser: Any, report: Path) -> 
     assert page.locator("#films-table tbody tr").count() == 48
     assert page.locator(".controls").is_hidden()
     assert page.locator("svg.chart .point title").count() > 20
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    films = list(np.random.default_rng(0).integers(0, 256, size=(2, 224, 224), dtype=np.uint8))
+    tile = Tile(films=films, names=["COVID/images/" + "a-long-name-" * 8, "b"], caption="detail 0.9 · residual 0.1")
+    section = Section(title="Pairs", text="Six.", tiles=[tile] * 6)
+    return write_sheet(tmp_path_factory.mktemp("sheet") / "sheet.html", title="T", lead="L", sections=[section])
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_films_of_a_pair_lie_side_by_side_in_their_card(browser: Any, sheet: Path, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = context.new_page()
+    page.goto(sheet.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wider than the window"
+    main = page.locator("main").bounding_box()
+    assert main["width"] > 0.85 * width, "the page keeps to a part of the window"
+    for card in page.locator(".sheet > li").all():
+        box = card.bounding_box()
+        first, second = (film.bounding_box() for film in card.locator("img").all())
+        assert first["width"] > 100
+        assert first["x"] >= box["x"]
+        assert first["x"] + first["width"] <= second["x"], "one film lies over the other"
+        assert second["x"] + second["width"] <= box["x"] + box["width"], "a film spills out of its card"
     context.close()
