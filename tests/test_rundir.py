@@ -173,3 +173,19 @@ def test_a_new_folder_of_which_nothing_came_is_not_left_behind(tmp_path: Path) -
         other.config.write_text("finished before")
         raise UserError("refused")
     assert other.config.read_text() == "finished before"
+
+
+def test_a_run_lies_neither_among_the_films_nor_in_a_strangers_folder(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    (films / "COVID").mkdir(parents=True)
+    for inside in (films, films / "runs" / "mine"):
+        with pytest.raises(UserError, match="--out: must lie outside the films' folder"):
+            RunDir(inside).require_ours([films])
+    (thesis := tmp_path / "thesis").mkdir()
+    RunDir(thesis).require_ours([films])
+    (thesis / "thesis.docx").touch()
+    with pytest.raises(UserError, match=r"--out: must be new, empty, or .*, found 'thesis.docx'"):
+        RunDir(thesis).require_ours([films])
+    with (ours := RunDir(tmp_path / "run")).alone():
+        (ours.path / "note.txt").touch()
+    ours.require_ours([films])

@@ -192,9 +192,11 @@ def run(
     from vgg16_xray.pipeline import run_all
     from vgg16_xray.rundir import RunDir
 
+    run_dir = RunDir(out)
+    run_dir.require_ours(data)
     finished = run_all(
         data,
-        RunDir(out),
+        run_dir,
         _recipe(recipe, train_from=train_from, head=head, epochs=epochs),
         mapping=parse_mapping(mapping or []),
         weights=weights,
@@ -227,6 +229,7 @@ def preprocess(
     from vgg16_xray.steps.preprocess import preprocess as preprocess_step
 
     run_dir = RunDir(out)
+    run_dir.require_ours(data)
     with run_dir.alone():
         done = preprocess_step(
             data,
@@ -870,7 +873,9 @@ def _audited(what: list[Path], out: Path | None) -> tuple[RunDir, bool]:
         if out is not None:
             raise UserError(f"--out: must be left out where a run is audited, found {out}")
         return RunDir(what[0]), True
-    return RunDir(out or Path(f"{what[0].resolve().stem}-audit")), False
+    run_dir = RunDir(out or Path(f"{what[0].resolve().stem}-audit"))
+    run_dir.require_ours(what)
+    return run_dir, False
 
 
 def _mapping(pairs: list[str] | None) -> dict[str, str]:

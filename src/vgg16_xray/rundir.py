@@ -17,7 +17,7 @@ import secrets
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,11 +188,51 @@ class RunDir:
         """Whether `step` finished on inputs with this key and everything it made is still there."""
         return self.stamps().get(step, {}).get("key") == key and all(output.exists() for output in outputs)
 
-    def unstamp(self, step: str) -> None:
-        """Forget that `step` finished, before what it made is replaced."""
-        if step in (stamps := self.stamps()):
-            del stamps[step]
-            write_json(self.steps, stamps)
+    def unstamp(self, *steps: str) -> None:
+        """Forget that `steps` finished, before what they made is replaced."""
+        stamps = self.stamps()
+        kept = {step: stamp for step, stamp in stamps.items() if step not in steps}
+        if kept != stamps:
+            write_json(self.steps, kept)
+
+    def require_ours(self, data: Sequence[Path]) -> None:
+        """Refuse to put a run among the films of `data`, or into a folder that somebody else filled.
+
+        Raises:
+            UserError: The folder lies within the films', or holds files and nothing of a run.
+        """
+        here = self.path.resolve()
+        for root in data:
+            if root.is_dir() and root.resolve() in (here, *here.parents):
+                raise UserError(f"--out: must lie outside the films' folder {root}, found {self.path}")
+        if not self.path.is_dir() or any((self.path / name).exists() for name in (".lock", self.steps.name)):
+            return
+        if strangers := sorted(file.name for file in self.path.iterdir()):
+            raise UserError(
+                f"--out: must be new, empty, or a folder that this program made, found '{strangers[0]}' in {self.path}"
+            )
+
+    def require_audit_of(self, roots: Iterable[Path]) -> None:
+        """Refuse to audit films into a folder that holds a model, or that is of other films.
+
+        Args:
+            roots: Folders of the collections.
+
+        Raises:
+            UserError: It does.
+        """
+        if not self.config.exists():
+            return
+        config = read_config(self)
+        if "recipe" in config:
+            raise UserError(
+                f"--out: must be no run with a model, found {self.path}",
+                hint=f"its own films are audited by: vgg16-xray audit {self.path}",
+            )
+        was, now = set(config.get("data", {}).get("collections", {}).values()), set(map(str, roots))
+        if was and was != now:
+            listed = [", ".join(sorted(names)) for names in (now, was)]
+            raise UserError(f"--out: must be a folder of its own for {listed[0]}, found {self.path} of {listed[1]}")
 
     def stamp(self, step: str, key: str, *, seconds: float) -> None:
         """Record that `step` finished on inputs with this key."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json
 from vgg16_xray.films.phantom import Faults, write_dataset
 from vgg16_xray.report.audit import write_audit_page
 from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.steps import audit as step
 from vgg16_xray.steps.audit import audit, audit_data, leaks_between
+from vgg16_xray.steps.audit_leaks import audit_leaks
 from vgg16_xray.trust.shortcuts import LADDER
 from vgg16_xray.trust.verdict import CARE, STOP
 
@@ -109,3 +112,21 @@ def test_two_labels_for_one_film_are_a_reason_for_care_at_least(tmp_path: Path) 
     assert "Films that are one and stand under two labels: 1 pair<" in page
     for film in read_json(RunDir(tmp_path / "audit").leaks)["conflicts"][0]:
         assert page.count(film["film"]) == 2
+
+
+def test_a_run_with_a_model_is_not_overwritten_by_the_audit_of_other_films(
+    copy_of_run: RunDir, few_films: Path, snapshot: Callable[[Path], dict[str, tuple[int, bytes]]]
+) -> None:
+    before = snapshot(copy_of_run.path)
+    with pytest.raises(UserError, match="--out: must be no run with a model"):
+        audit_data([few_films], copy_of_run)
+    with pytest.raises(UserError, match="--out: must be no run with a model"):
+        audit_leaks([few_films], copy_of_run)
+    assert snapshot(copy_of_run.path) == before
+
+
+def test_an_audit_is_not_overwritten_by_that_of_other_films(bordered: RunDir, few_films: Path) -> None:
+    before = AuditDir(bordered.path).numbers.read_bytes()
+    with pytest.raises(UserError, match=r"--out: must be a folder of its own for .*few.*, found .* of .*bordered"):
+        audit_data([few_films], bordered)
+    assert AuditDir(bordered.path).numbers.read_bytes() == before

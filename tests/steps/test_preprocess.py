@@ -18,6 +18,7 @@ from vgg16_xray.errors import Leak, UserError
 from vgg16_xray.films.decode import decode, pixels_sha256, to_square
 from vgg16_xray.films.phantom import Faults, draw, write_dataset
 from vgg16_xray.films.split import SPLITS
+from vgg16_xray.report.page import write_report
 from vgg16_xray.rundir import RunDir, read_config
 from vgg16_xray.steps import preprocess as step
 from vgg16_xray.steps.preprocess import preprocess, read_manifest
@@ -529,3 +530,10 @@ def test_phantoms_are_the_films_they_are_drawn_as(tmp_path, run):
     preprocess([tmp_path / "d"], run, size=64)
     first = read_manifest(run).index[read_manifest(run)["path"] == "COVID/images/COVID-1.png"][0]
     np.testing.assert_array_equal(np.load(run.pixels)[first], draw("COVID", patient=1, film=0, size=64).pixels)
+
+
+def test_what_was_measured_on_other_films_is_not_taken_for_these(copy_of_run: RunDir, few_films: Path) -> None:
+    assert {"train", "validate", "test"} <= set(copy_of_run.stamps())
+    preprocess([few_films], copy_of_run)
+    assert set(copy_of_run.stamps()) == {"preprocess"}
+    assert "There is no result yet" in write_report(copy_of_run).read_text("utf-8")

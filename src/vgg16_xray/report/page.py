@@ -166,11 +166,11 @@ def _content(run: RunDir) -> dict[str, Any]:
     config_text = run.config.read_text("utf-8", errors="replace") if run.config.exists() else ""
     config = _toml(config_text)
     manifest = _manifest(run)
-    test = read_json(run.test) if run.test.exists() else None
-    validation = read_json(run.validation) if run.validation.exists() else None
     layers = read_json(run.layers) if run.layers.exists() else None
     stamps, history, script = run.stamps(), _history(run), _template_file("report.js")
-    # Without the stamp they are those of models that are being exchanged.
+    # Without the stamp they are those of other films, or of models that are being exchanged.
+    test = read_json(run.test) if run.test.exists() and "test" in stamps else None
+    validation = read_json(run.validation) if run.validation.exists() and "validate" in stamps else None
     of_folds = FoldsDir(run.path)
     folds = read_json(of_folds.numbers) if of_folds.numbers.exists() and "folds" in stamps else None
     seeds = read_json(of_folds.seeds) if of_folds.seeds.exists() and "seeds" in stamps else None
@@ -181,7 +181,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         "css": style_sheet("report.css"),
         "audit_css": style_sheet("audit.css"),
         "audit": _audit(run, manifest),
-        **_cards(run, tested=folds is not None or (test is not None and "test" in stamps)),
+        **_cards(run, tested=folds is not None or test is not None),
         "facts": _facts(config),
         "config_text": config_text,
         "notes": [str(note) for note in config.get("data", {}).get("notes", [])],
@@ -256,7 +256,8 @@ def _films(run: RunDir, of_folds: FoldsDir, *, in_folds: bool) -> dict[str, Any]
     """The films that were measured, mistakes first and the surest of them at the top, each with a small picture."""
     import pandas as pd
 
-    file = run.predictions if run.predictions.exists() and run.test.exists() else of_folds.table if in_folds else None
+    tested = run.predictions.exists() and "test" in run.stamps()
+    file = run.predictions if tested else of_folds.table if in_folds else None
     if file is None or not file.exists() or (manifest := _manifest(run)) is None:
         return None
     texts = dict.fromkeys(("path", "collection", "label", "split", "patient_id", "source", "prediction"), str)

@@ -109,9 +109,10 @@ def audit_data(
     Where the data bring a split, it is judged, and not taken over.
 
     Raises:
-        UserError: See :func:`vgg16_xray.steps.preprocess.preprocess`.
+        UserError: See :func:`vgg16_xray.steps.preprocess.preprocess`; or `run` holds a model, or other films' audit.
     """
     dataset = scan(data, mapping=mapping)
+    run.require_audit_of(dataset.collections.values())
     preprocess(data, run, mapping=mapping, resplit=True, dataset=dataset)
     given = {(film.collection, film.path): film.split for film in dataset.films if film.split}
     return audit(run, given=given, **options)

@@ -40,10 +40,11 @@ def audit_leaks(
         What ``leaks.json`` holds, see :func:`vgg16_xray.trust.leaks.summarise`, and the file of the decoded films.
 
     Raises:
-        UserError: The data cannot be used.
+        UserError: The data cannot be used; or `out` holds a model, or other films' audit.
     """
     started = time.monotonic()
     dataset = scan(data, mapping=mapping, without_splits=True)
+    out.require_audit_of(dataset.collections.values())
     listing = listing_of(dataset)
     key = key_of(VERSION, COPIES_VERSION, listing, [[film.label, film.patient_id] for film in dataset.films])
     decoded = decoded_key(listing, SIZE)

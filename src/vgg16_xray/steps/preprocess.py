@@ -29,7 +29,7 @@ from vgg16_xray.films.decode import SIZE, decode, pixels_sha256, to_square
 from vgg16_xray.films.identity import Identity, identity_of, name_patients
 from vgg16_xray.films.store import ArrayStore, create_array, release
 from vgg16_xray.progress import progress
-from vgg16_xray.rundir import RunDir, key_of, update_config
+from vgg16_xray.rundir import RunDir, key_of, read_config, update_config
 from vgg16_xray.trust import leaks
 from vgg16_xray.trust.near_copies import Pair
 
@@ -145,8 +145,10 @@ def preprocess(
     manifest, late = _manifest(films, pairs, seed=seed, was=was)
     quarantine = [(f"{collection}/{path}", reason) for collection, path, reason in dataset.left_out]
     quarantine += [(f"{film.collection}/{film.path}", reason) for film, reason in broken]
-    # From here on the files are exchanged one by one: until all are there, none of them is taken for this step's.
-    run.unstamp(STEP)
+    # From here on the files are exchanged one by one: until all are there, none of them is taken for this step's. What
+    # was measured on other films must not be taken for these films' either.
+    others = run.config.exists() and read_config(run).get("data", {}).get("fingerprint") != fingerprint(manifest)
+    run.unstamp(*(run.stamps() if others else [STEP]))
     with whole_file(run.manifest) as temporary:
         manifest.to_parquet(temporary, index=False)
     split_columns = ["collection", "path", "label", "group", "split"]
