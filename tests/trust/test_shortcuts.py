@@ -96,9 +96,22 @@ def test_a_file_says_format_size_and_quality_of_itself(tmp_path: Path) -> None:
     assert [row.get("format") for row in said] == ["PNG", "JPEG", "JPEG", None, None]
     assert float(said[1]["JPEG quantisation"]) < float(said[2]["JPEG quantisation"])
     numbers, entries = metadata_features(said[:3])
-    assert {"bytes per pixel", "format", "JPEG quantisation"} <= set(entries)
+    assert {"format", "JPEG quantisation"} <= set(entries)
     assert "width" not in entries
     assert len(numbers) == 3
+
+
+def test_what_a_file_says_of_itself_does_not_depend_on_what_the_film_shows(tmp_path: Path) -> None:
+    film = draw("Normal", size=SIZE).pixels
+    grain = film.copy()
+    middle = grain[SIZE // 3 : -SIZE // 3, SIZE // 3 : -SIZE // 3]
+    middle[:] = np.random.default_rng(0).integers(0, 256, middle.shape)
+    for suffix in ("png", "jpg"):
+        for name, pixels in (("smooth", film), ("grain", grain)):
+            Image.fromarray(pixels).save(tmp_path / f"{name}.{suffix}")
+        smooth, rough = tmp_path / f"smooth.{suffix}", tmp_path / f"grain.{suffix}"
+        assert smooth.stat().st_size < rough.stat().st_size
+        assert metadata_of(smooth) == metadata_of(rough)
 
 
 def test_a_sample_takes_whole_groups_and_small_sources_too() -> None:

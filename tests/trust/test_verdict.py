@@ -47,9 +47,12 @@ def association(v: float) -> dict[str, Any]:
         ({"films": {"films": 1000}, "leaks": {"copies": 4}}, NONE, []),
         ({"films": {"films": 1000}, "leaks": {"conflicts": 1}}, CARE, ["two labels"]),
         ({"films": {"films": 1000}, "leaks": {"conflicts": 10}}, STOP, ["two labels"]),
-        ({"noise": {"films": 100, "suspected": 5}}, CARE, ["label noise"]),
-        ({"noise": {"films": 100, "suspected": 4}}, NONE, []),
-        ({"noise": {"films": 99, "suspected": 50}}, NONE, []),
+        ({"films": {"films": 100}, "leaks": {"conflicts": 2}}, CARE, ["two labels"]),
+        ({"ladder": {"whole": WHOLE}, "noise": {"films": 100, "suspected": 5}}, CARE, ["label noise"]),
+        ({"ladder": {"whole": WHOLE}, "noise": {"films": 100, "suspected": 4}}, NONE, []),
+        ({"ladder": {"whole": WHOLE}, "noise": {"films": 99, "suspected": 50}}, NONE, []),
+        # A probe that knows little contradicts labels because it is wrong.
+        ({"ladder": {"whole": rung(0.7)}, "noise": {"films": 300, "suspected": 130}}, NONE, []),
     ],
 )
 def test_rules(audit: dict[str, Any], verdict: str, rules: list[str]) -> None:
@@ -113,3 +116,6 @@ def test_what_could_not_be_checked_is_said() -> None:
     assert "name no source" in text
     assert "4 of 10" in text
     assert "nothing outlines the lungs" in text
+    for audit in ({"films": 99}, {"films": 300}):
+        (why,) = judge({"ladder": {"whole": rung(0.7)}, "noise": {"suspected": 50, **audit}}).not_checked
+        assert "cannot be judged" in why

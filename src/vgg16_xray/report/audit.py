@@ -36,7 +36,7 @@ HEAT = 336
 CLASS_OF_VERDICT = {STOP: "stop", CARE: "care", NONE: "none"}
 MEANINGS = {
     STOP: "A number measured on these films does not show that the disease was recognised.",
-    CARE: "A number measured on these films may be too good. Say so where you quote it.",
+    CARE: "A number measured on these films may mislead. Say so where you quote it.",
     NONE: "Nothing was found that would make a number measured on these films too good. That is no proof.",
 }
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 STEP = "audit"
 #: Raised when the same films would give other figures than before.
-VERSION = 3
+VERSION = 4
 #: Films of a class on which the ladder is climbed: more make intervals narrower than the verdict needs.
 PER_CLASS = 500
 #: Suspected labels that are listed by name.

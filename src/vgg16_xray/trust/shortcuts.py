@@ -69,7 +69,7 @@ METADATA, HISTOGRAM, SMALL, FRAME, CORNERS, ERASED, LUNGS, SCRAMBLED, WHOLE = LA
     Rung(
         key="metadata",
         name="File only",
-        words="size and format of the file, compression, bit depth, DICOM's technical elements; not one pixel",
+        words="height, width, format, bit depth and compression of the file, DICOM's technical elements; not one pixel",
         without_lungs=True,
     ),
     Rung(key="histogram", name="Grey levels", words="how often each grey level occurs, and not where"),
@@ -368,6 +368,8 @@ def _scrambled(films: Films, seed: int) -> Films:
 def metadata_of(file: Path) -> dict[str, str | float]:
     """What a file says without its pixels: numbers as floats, the rest as text.
 
+    Its size in bytes is not among it: a coder spends more on lungs with more in them, so the disease alone moves it.
+
     Args:
         file: A film, or something else.
 
@@ -377,20 +379,18 @@ def metadata_of(file: Path) -> dict[str, str | float]:
     try:
         with file.open("rb") as opened:
             head = opened.read(132)
-        size = file.stat().st_size
-        return _of_dicom(file, size) if head[128:132] == b"DICM" else _of_picture(file, size)
+        return _of_dicom(file) if head[128:132] == b"DICM" else _of_picture(file)
     except OSError:
         return {}
 
 
-def _of_picture(file: Path, size: int) -> dict[str, str | float]:
+def _of_picture(file: Path) -> dict[str, str | float]:
     from PIL import Image
 
     try:
         with Image.open(file) as image:
             width, height = image.size
             found: dict[str, str | float] = {
-                "bytes per pixel": size / (width * height),
                 "width": float(width),
                 "height": float(height),
                 "format": str(image.format),
@@ -416,7 +416,7 @@ def _of_picture(file: Path, size: int) -> dict[str, str | float]:
         return {}
 
 
-def _of_dicom(file: Path, size: int) -> dict[str, str | float]:
+def _of_dicom(file: Path) -> dict[str, str | float]:
     import pydicom
 
     try:
@@ -424,7 +424,6 @@ def _of_dicom(file: Path, size: int) -> dict[str, str | float]:
         width, height = int(dataset.Columns), int(dataset.Rows)
         syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
         found: dict[str, str | float] = {
-            "bytes per pixel": size / max(width * height, 1),
             "width": float(width),
             "height": float(height),
             "format": f"DICOM {syntax}",

@@ -26,23 +26,24 @@ ALPHA = 0.05
 SKILL_CARE = 0.05
 #: From this skill on, and from this share of the whole film's, it explains the number.
 SKILL_STOP, SHARE_STOP = 0.25, 0.5
-#: Where this rung speaks too and its skill is nearly the best one's, the advice is its own: that of the others mends
-#: only what they see, and leaves what it sees.
-NEARLY, WIDEST = 0.05, "lungs_erased"
+#: Where this rung speaks too and its skill lies within the best one's interval, the advice is its own: that of the
+#: others mends only what they see, and leaves what it sees.
+WIDEST = "lungs_erased"
 #: Cramér's V at the interval's lower end: Cohen's (1988) medium effect; and where naming the source names the class.
 V_CARE, V_STOP = 0.3, 0.8
 #: Share of test films with a copy, or another film of the patient, in training.
 LEAK_STOP = 0.01
 #: Share of films that are copies of another, where they do not cross the split.
 COPIES_CARE = 0.005
-#: Share of films that stand under two labels.
-CONFLICTS_STOP = 0.01
+#: Share of films that stand under two labels, and so many of them at least: one pair is a slip.
+CONFLICTS_STOP, CONFLICTS_FEWEST = 0.01, 4
 #: Fall of the mean sensitivity when a source is new.
 FALL_CARE, FALL_STOP = 0.1, 0.3
 #: Share of labels that out-of-fold predictions contradict.
 NOISE_CARE = 0.05
-#: Films from which on that is judged: of fewer a probe learns too little for its disagreement to mean anything.
-FEWEST_FOR_NOISE = 100
+#: Films, and skill on the whole film at the interval's lower end, from which on that is judged: a probe that learned
+#: less contradicts labels because it is wrong.
+FEWEST_FOR_NOISE, SKILL_FOR_NOISE = 100, 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,7 @@ def _conflicts(audit: Mapping[str, Any]) -> Reason | None:
     share = conflicts / max(films, 1)
     return Reason(
         rule="two labels",
-        weight=STOP if share >= CONFLICTS_STOP else CARE,
+        weight=STOP if share >= CONFLICTS_STOP and conflicts >= CONFLICTS_FEWEST else CARE,
         headline="The same film stands under two labels.",
         evidence=f"{conflicts:,} of {films:,} films ({share:.1%}) show what a film of another class shows: one of the "
         "two labels must be wrong, or the classes do not exclude each other.",
@@ -174,7 +175,7 @@ def _without_lungs(audit: Mapping[str, Any]) -> Reason | None:
         return None
     best = max(found, key=lambda key: found[key]["skill_low"])
     top, whole = found[best], ladder.get(WHOLE.key, {})
-    near = WIDEST in found and found[WIDEST]["skill_low"] >= top["skill_low"] - NEARLY
+    near = WIDEST in found and found[WIDEST]["skill"] >= top["skill_low"]
     explains = top["skill_low"] >= max(SKILL_STOP, SHARE_STOP * whole.get("skill", 0.0))
     of_whole = f", and on the whole film {whole['macro_f1']:.2f}" if "macro_f1" in whole else ""
     others = [
@@ -256,7 +257,7 @@ def _new_source(audit: Mapping[str, Any]) -> Reason | None:
 
 def _noise(audit: Mapping[str, Any]) -> Reason | None:
     found = audit.get("noise") or {}
-    if found.get("films", 0) < FEWEST_FOR_NOISE or (share := found["suspected"] / found["films"]) < NOISE_CARE:
+    if not found or _labels_not_judged(audit) or (share := found["suspected"] / found["films"]) < NOISE_CARE:
         return None
     return Reason(
         rule="label noise",
@@ -264,9 +265,24 @@ def _noise(audit: Mapping[str, Any]) -> Reason | None:
         headline="Many labels disagree with what similar films are called.",
         evidence=f"{found['suspected']:,} of {found['films']:,} films ({share:.1%}) are called one class and look like "
         "another to a probe that has not seen them.",
-        remedy="Have the listed films read again, blind to their label. Nothing was removed.",
+        remedy="Have the listed films read again, blind to their label. Nothing was removed. Until then a number "
+        "measured on them may be too low as well as too high.",
         strength=min(0.6, share),
     )
+
+
+def _labels_not_judged(audit: Mapping[str, Any]) -> str:
+    """Why nothing is concluded from contradicted labels; empty where something is."""
+    films = (audit.get("noise") or {}).get("films", 0)
+    if films < FEWEST_FOR_NOISE:
+        return f"Fewer than {FEWEST_FOR_NOISE} films: whether many labels are wrong cannot be judged."
+    skill = (audit.get("ladder") or {}).get(WHOLE.key, {}).get("skill_low", 0.0)
+    if skill < SKILL_FOR_NOISE:
+        return (
+            "Whether many labels are wrong cannot be judged: the simple probe knows these classes too little to "
+            f"contradict anybody (skill at the lower end {max(skill, 0.0):.2f} of 1, needed {SKILL_FOR_NOISE})."
+        )
+    return ""
 
 
 RULES: Sequence[Callable[[Mapping[str, Any]], Reason | None]] = (
@@ -301,8 +317,8 @@ def _not_checked(audit: Mapping[str, Any]) -> list[str]:
         state = (audit.get("ladder") or {}).get(rung.key, {})
         if "left_out" in state:
             out.append(f"{rung.name}: not measured, {state['left_out']}.")
-    if 0 < (audit.get("noise") or {}).get("films", 0) < FEWEST_FOR_NOISE:
-        out.append(f"Fewer than {FEWEST_FOR_NOISE} films: whether many labels are wrong cannot be judged.")
+    if audit.get("noise") and (why := _labels_not_judged(audit)):
+        out.append(why)
     out += [str(note) for note in audit.get("notes", [])]
     return out
 
