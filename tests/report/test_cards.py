@@ -70,13 +70,15 @@ def test_a_run_without_a_test_has_no_cards(tmp_path: Path) -> None:
 
 def test_the_methods_tell_split_copies_calibration_and_refusal_with_the_numbers_of_the_run(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run")
-    write_json(run.leaks, {"films": 240, "copies": 7, "exact": 2, "conflicts": [["a", "b"]]})
+    pair = {"same": True, "first_label": "COVID", "second_label": "Normal"}
+    write_json(run.leaks, {"films": 240, "copies": 7, "exact": 2, "conflicts": [["a", "b"]], "pairs": [pair]})
     write_cards(run)
     text = CardsDir(run.path).file("methods").read_text("utf-8")
     calibration = json.loads(run.test.read_text())["calibration"]
     for words in (
         "80/10/10 by group, seed 1234",
-        "7 of 240 films are an earlier one again, 2 of them with equal pixels. 1 film stands under two labels",
+        "7 of 240 films are an earlier one again, 2 of them with equal pixels. 2 films, in 1 pair, stand under two "
+        "labels",
         f"temperature {calibration['temperature']:.3f}",
         f"{calibration['probability']['ece']['value']:.3f}",
         "In these figures every film is answered.",

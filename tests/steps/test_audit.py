@@ -109,6 +109,7 @@ def test_two_labels_for_one_film_are_a_reason_for_care_at_least(tmp_path: Path) 
     assert "two labels" in [reason["rule"] for reason in found["reasons"]]
     page = write_audit_page(RunDir(tmp_path / "audit"), found).read_text("utf-8")
     assert f"<code>{read_config(RunDir(tmp_path / 'audit'))['data']['fingerprint']}</code>" in page
+    assert "2 films stand under two labels, in 1 pair:" in page
     assert "Films that are one and stand under two labels: 1 pair<" in page
     for film in read_json(RunDir(tmp_path / "audit").leaks)["conflicts"][0]:
         assert page.count(film["film"]) == 2

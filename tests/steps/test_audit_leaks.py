@@ -55,6 +55,24 @@ def test_two_collections_show_what_they_share(films, tmp_path):
     Image.fromarray(inverted).resize((300, 300)).save(other / "COVID/images/theirs.png")
     found, _ = audit_leaks([films, other], RunDir(tmp_path / "out"))
     assert found["shared"] == 1
+    assert found["collections"] == {"elsewhere": 7, "films": 17}
+
+
+def test_the_page_and_the_terminal_tell_collections_and_equal_pixels(films, tmp_path):
+    other = tmp_path / "elsewhere"
+    shutil.copytree(films / "Normal", other / "Normal")
+    result = CliRunner().invoke(app, ["audit", "leaks", str(films), str(other), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "out/leaks.html").read_text()
+    exact = len(list((films / "Normal/images").iterdir()))
+    said = f"{exact - 1} films stand in more than one collection; there are 2: elsewhere ({exact}), films (17)."
+    equal = f"{exact + 1} with equal pixels"
+    for words in (said, equal):
+        assert words in " ".join(result.output.split())
+        assert words in page
+    assert "equal pixels · Normal" in page
+    assert f"{exact + 1} pairs; {exact} between two collections." in page
+    assert 'href="pairs.csv"' in page
 
 
 def test_the_command_leaves_a_page_to_look_at(films, tmp_path):

@@ -19,6 +19,7 @@ from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.report.terminal import console
 from vgg16_xray.rundir import AuditDir, RunDir, read_config
+from vgg16_xray.trust.leaks import under_two_labels
 from vgg16_xray.trust.lungs import find_lungs
 from vgg16_xray.trust.shortcuts import LADDER, LUNGS, METADATA, WHOLE, as_png, shown
 from vgg16_xray.trust.verdict import CARE, NONE, STOP, STRONGEST
@@ -93,11 +94,12 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
     """
     import pandas as pd
 
-    from vgg16_xray.report.page import style_sheet, template
+    from vgg16_xray.report.page import date_words, style_sheet, template
 
     manifest = pd.read_parquet(run.manifest)
     pixels = ArrayStore(run.pixels)
     data = read_config(run)["data"]
+    leaks = read_json(run.leaks) if run.leaks.exists() else None
     page = template("audit.html.j2", {"share": lambda value: f"{100 * value:.0f} %"}).render(
         name=run.path.resolve().name,
         collections=sorted(data["collections"]),
@@ -108,8 +110,11 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
         whole=found["ladder"].get(WHOLE.key, {}).get("macro_f1"),
         heat=_heat(found["where"], pixels),
         suspects=_suspects(found["noise"], pixels),
-        conflicts=_conflicts(run, pixels),
-        pairs=run.leaks_page.name,
+        conflicts=_conflicts(leaks, pixels),
+        pairs_of_two_labels=under_two_labels(leaks)[1] if leaks else None,
+        pairs=run.pairs.name if run.pairs.exists() else None,
+        leaks_page=run.leaks_page.name,
+        written=date_words(),
         stop=STOP,
         css=style_sheet("report.css"),
         audit_css=style_sheet("audit.css"),
@@ -178,11 +183,11 @@ def _suspects(noise: Mapping[str, Any], pixels: ArrayStore) -> Sequence[dict[str
     return [{**entry, "uri": _uri(as_png(film, side=SHEET))} for entry, film in zip(listed, films, strict=True)]
 
 
-def _conflicts(run: RunDir, pixels: ArrayStore) -> list[list[dict[str, Any]]]:
+def _conflicts(leaks: Mapping[str, Any] | None, pixels: ArrayStore) -> list[list[dict[str, Any]]]:
     """Films that show the same under two labels, side by side, the surest first."""
-    if not run.leaks.exists():
+    if leaks is None:
         return []
-    pairs = [pair for pair in read_json(run.leaks)["pairs"] if pair["same"]]
+    pairs = [pair for pair in leaks["pairs"] if pair["same"]]
     told = []
     for pair in [pair for pair in pairs if pair["first_label"] != pair["second_label"]][:MOST_PAIRS]:
         films = zip(pixels.take(np.array(pair["rows"])), ("first", "second"), strict=True)

@@ -18,7 +18,9 @@ from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.split import SPLITS
+from vgg16_xray.report.terminal import counted
 from vgg16_xray.rundir import CardsDir, FoldsDir, RunDir, read_config
+from vgg16_xray.trust.leaks import under_two_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,12 +244,15 @@ def _of_copies(run: RunDir) -> dict[str, str]:
     if not run.leaks.exists():
         return {}
     found = read_json(run.leaks)
-    conflicts = len(found["conflicts"])
+    films, pairs = under_two_labels(found)
     return {
         "copies": f"Copies were sought by laying film over film: {found['copies']:,} of {found['films']:,} films are "
         f"an earlier one again, {found['exact']:,} of them with equal pixels. "
-        f"{conflicts:,} film{' stands' if conflicts == 1 else 's stand'} under two labels"
-        + (" and are on the training side." if conflicts else ".")
+        + (
+            f"{films:,} films, in {counted(pairs, 'pair')}, stand under two labels and are on the training side."
+            if films
+            else "No film stands under two labels."
+        )
     }
 
 

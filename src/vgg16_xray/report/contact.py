@@ -12,7 +12,7 @@ import numpy as np
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import write_text
-from vgg16_xray.report.page import template
+from vgg16_xray.report.page import date_words, style_sheet, template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,16 @@ class Section:
     tiles: Sequence[Tile]
 
 
-def write_sheet(path: Path, *, title: str, lead: str, sections: Iterable[Section]) -> Path:
+def write_sheet(
+    path: Path,
+    *,
+    title: str,
+    lead: str,
+    sections: Iterable[Section],
+    about: str = "",
+    counts: Sequence[str] = (),
+    files: Sequence[str] = (),
+) -> Path:
     """Write the page. Text is escaped; films become JPEG of quality 85, as large as they are given.
 
     Args:
@@ -44,6 +53,9 @@ def write_sheet(path: Path, *, title: str, lead: str, sections: Iterable[Section
         title: Of the page.
         lead: What the sheet shows, one or two sentences.
         sections: What is on it; each with at least one tile, or a text that says why there is none.
+        about: What was looked at, above the title.
+        counts: What was found, a sentence each.
+        files: Files beside the page that hold the numbers.
 
     Returns:
         `path`.
@@ -51,14 +63,15 @@ def write_sheet(path: Path, *, title: str, lead: str, sections: Iterable[Section
     Raises:
         UserError: It cannot be written.
     """
-    from markupsafe import Markup
-
-    css = Markup((Path(__file__).parent / "templates" / "report.css").read_text("utf-8"))
     page = template("contact.html.j2", {"uri": _uri}).render(
         title=title,
         lead=lead,
+        about=about,
+        counts=list(counts),
+        files=list(files),
+        written=date_words(),
         sections=list(sections),
-        css=css,
+        css=style_sheet("report.css"),
         package_version=__version__,
         research_use_only=RESEARCH_USE_ONLY,
     )

@@ -11,6 +11,7 @@ import collections
 import csv
 import hashlib
 import json
+import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +31,9 @@ from vgg16_xray.report.cards import FILLED, OPEN, PART, write_cards
 from vgg16_xray.report.charts import charts_of
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
 from vgg16_xray.report.heat import SUBSETS, read_heat, rows_of
-from vgg16_xray.report.terminal import signed_number
+from vgg16_xray.report.terminal import counted, signed_number
 from vgg16_xray.rundir import AuditDir, CardsDir, ComparisonDir, FoldsDir, RunDir
+from vgg16_xray.trust.leaks import under_two_labels
 
 if TYPE_CHECKING:
     import jinja2
@@ -107,7 +109,7 @@ def template(name: str, filters: Mapping[str, Callable[..., str]]) -> jinja2.Tem
 
     Args:
         name: A file in ``templates``.
-        filters: What the template calls beside ``count`` and ``has_interval``.
+        filters: What the template calls beside ``count``, ``counted`` and ``has_interval``.
     """
     import jinja2
 
@@ -118,12 +120,17 @@ def template(name: str, filters: Mapping[str, Callable[..., str]]) -> jinja2.Tem
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": lambda number: f"{number:,}", **filters}
+    environment.filters |= {"count": lambda number: f"{number:,}", "counted": counted, **filters}
     environment.globals |= {"has_interval": has_interval}
     return environment.get_template(name)
 
 
 # -- how numbers are written
+
+
+def date_words() -> str:
+    """Today, ``2026-11-26``, as a page says when it was written."""
+    return time.strftime("%Y-%m-%d")
 
 
 def percent_words(share: float | None) -> str:
@@ -167,6 +174,7 @@ def _content(run: RunDir) -> dict[str, Any]:
     config = _toml(config_text)
     manifest = _manifest(run)
     layers = read_json(run.layers) if run.layers.exists() else None
+    leaks = read_json(run.leaks) if run.leaks.exists() else None
     stamps, history, script = run.stamps(), _history(run), _template_file("report.js")
     # Without the stamp they are those of other films, or of models that are being exchanged.
     test = read_json(run.test) if run.test.exists() and "test" in stamps else None
@@ -198,7 +206,8 @@ def _content(run: RunDir) -> dict[str, Any]:
         "per_class_names": PER_CLASS_NAMES,
         "best_epoch": best_epoch(run),
         "data": _data(manifest) if manifest is not None else None,
-        "leaks": read_json(run.leaks) if run.leaks.exists() else None,
+        "leaks": leaks,
+        "two_labels": under_two_labels(leaks) if leaks else None,
         "belief": believe(manifest) if manifest is not None else None,
         "quarantine": _quarantine(run),
         "pictures": _pictures(run),
@@ -213,6 +222,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         "states": (FILLED, PART, OPEN),
         "card_file": lambda name: CardsDir(run.path).file(name).relative_to(run.path).as_posix(),
         "files": {name: getattr(run, name).name for name in ("quarantine", "predictions", "report", "history", "test")}
+        | {"leaks_page": run.leaks_page.name if run.leaks_page.exists() else None}
         | {"audit": AuditDir(run.path).page.name, "folds": of_folds.numbers.name, "folds_table": of_folds.table.name},
     }
 

@@ -192,6 +192,11 @@ def figure(value: Mapping[str, float | None]) -> str:
     return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 film``, ``2 films``, ``1,200 films``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def signed_number(value: float) -> str:
     """``+0.012``, ``−0.003``, ``0.000``."""
     text = f"{abs(value):.3f}"

@@ -6,7 +6,7 @@ How the same film is found again: :mod:`vgg16_xray.trust.near_copies`.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ def contents(sha256: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
     return [smallest[name] for name in alike]
 
 
+def under_two_labels(found: Mapping[str, Any]) -> tuple[int, int]:
+    """How many films show what a film of another class shows, and in how many pairs, of what :func:`summarise` gave."""
+    pairs = [pair for pair in found["pairs"] if pair["same"] and pair["first_label"] != pair["second_label"]]
+    return sum(len(films) for films in found["conflicts"]), len(pairs)
+
+
 def summarise(
     pairs: Sequence[Pair],
     *,
@@ -90,7 +96,7 @@ def summarise(
     Returns:
         ``films``; ``copies`` films that are an earlier one again, of these ``exact`` with equal pixels; ``groups`` of
         films that are one; ``conflicts``: for each film under two labels its names with labels; ``shared``: groups in
-        several collections; ``copies_of_label``; ``pairs``, a row a pair; ``bounds``.
+        several collections; ``collections``: films of each; ``copies_of_label``; ``pairs``, a row a pair; ``bounds``.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for i, of in enumerate(content):
@@ -127,6 +133,7 @@ def summarise(
             if len({labels[i] for i in films}) > 1
         ],
         "shared": sum(len({collections[i] for i in films}) > 1 for films in several),
+        "collections": dict(sorted(Counter(collections).items())),
         "copies_of_label": dict(sorted(Counter(labels[i] for films in several for i in films[1:]).items())),
         "bounds": {"detail": DETAIL, "residual": RESIDUAL},
         "pairs": [row(pair) for pair in pairs],
