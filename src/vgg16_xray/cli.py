@@ -853,6 +853,7 @@ def audit_shortcuts(what: Audited, out: AuditOut = None, mapping: Map = None) ->
     """
     require("train", purpose="vgg16-xray audit shortcuts")
     from vgg16_xray.report.audit import say_ladder
+    from vgg16_xray.rundir import AuditDir
     from vgg16_xray.steps.audit import audit as audit_run
     from vgg16_xray.steps.audit import audit_data
 
@@ -863,6 +864,8 @@ def audit_shortcuts(what: Audited, out: AuditOut = None, mapping: Map = None) ->
             if is_run
             else audit_data(what, run_dir, mapping=_mapping(mapping), only_ladder=True)
         )
+    whole = f"vgg16-xray audit {' '.join(map(str, what))}{f' --out {out}' if out else ''}"
+    typer.echo(f"all figures, a file a rung: {AuditDir(run_dir.path).part('ladder.*')} (verdict and page: {whole})")
 
 
 def _audited(what: list[Path], out: Path | None) -> tuple[RunDir, bool]:

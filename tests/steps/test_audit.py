@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from vgg16_xray.cli import app
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json
 from vgg16_xray.films.phantom import Faults, write_dataset
@@ -57,6 +59,44 @@ def test_a_second_audit_computes_nothing_again(bordered: RunDir, monkeypatch: py
     AuditDir(bordered.path).part("ladder.border").unlink()
     with pytest.raises(AssertionError, match="computed again"):
         audit(bordered, permutations=99)
+
+
+def test_the_map_of_cells_has_a_scale_and_says_when_it_may_be_chance(bordered: RunDir) -> None:
+    found = read_json(AuditDir(bordered.path).numbers)
+    page = write_audit_page(bordered, found).read_text("utf-8")
+    assert 'class="scale"' in page
+    assert "Orange outside the lungs" in page
+    for rung in found["ladder"].values():
+        rung["p"] = 0.5
+    page = write_audit_page(bordered, found).read_text("utf-8")
+    assert "best of 64 cells" in page
+    assert "Orange outside the lungs" not in page
+    assert '<figure class="heat">' in page
+    found["where"]["skill"] = [[0.05] * 8] * 8
+    assert "slight" in write_audit_page(bordered, found).read_text("utf-8").split("<figure class=")[1][:20]
+
+
+def test_the_page_says_whose_split_was_judged_and_what_its_words_mean(bordered: RunDir) -> None:
+    found = read_json(AuditDir(bordered.path).numbers)
+    assert not found["films"]["split_of_data"]
+    page = write_audit_page(bordered, found).read_text("utf-8")
+    assert "this tool&#39;s (80/10/10 by group" in page or "this tool's (80/10/10 by group" in page
+    for word in ("group", "probe", "rung"):
+        assert f"<em>{word}</em>" in page
+    assert f"audit of {bordered.path.name}<" not in page
+    assert 'href="pairs.csv"' in page
+    found["films"]["split_of_data"] = True
+    assert "in the split that the data bring" in write_audit_page(bordered, found).read_text("utf-8")
+
+
+def test_where_the_ladder_alone_is_climbed_the_command_says_where_the_figures_lie(
+    bordered: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_json(AuditDir(bordered.path).numbers)
+    monkeypatch.setattr(step, "audit", lambda run, **_: found)
+    result = CliRunner().invoke(app, ["audit", "shortcuts", str(bordered.path)])
+    assert result.exit_code == 0, result.output
+    assert str(bordered.path / "audit" / "ladder.*.json") in result.output
 
 
 def test_the_page_shows_verdict_reasons_and_ladder_and_asks_nobody(bordered: RunDir) -> None:

@@ -21,8 +21,8 @@ from vgg16_xray.report.terminal import console
 from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.trust.leaks import under_two_labels
 from vgg16_xray.trust.lungs import find_lungs
-from vgg16_xray.trust.shortcuts import LADDER, LUNGS, METADATA, WHOLE, as_png, shown
-from vgg16_xray.trust.verdict import CARE, NONE, STOP, STRONGEST
+from vgg16_xray.trust.shortcuts import CORNERS, ERASED, FRAME, LADDER, LUNGS, METADATA, WHOLE, as_png, shown
+from vgg16_xray.trust.verdict import ALPHA, CARE, NONE, STOP, STRONGEST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,10 @@ SMALL, SHEET = 96, 128
 MOST_SHOWN, MOST_PAIRS = 48, 24
 #: Side of the heat map, pixels.
 HEAT = 336
+#: Skill of the most telling of 64 cells below which none tells much, and below which it may be chance.
+SLIGHT, CHANCE = 0.1, 0.2
+#: Rungs of which one tells something, where a cell of the film does.
+OF_PIXELS = (FRAME, CORNERS, ERASED, WHOLE)
 CLASS_OF_VERDICT = {STOP: "stop", CARE: "care", NONE: "none"}
 MEANINGS = {
     STOP: "A number measured on these films does not show that the disease was recognised.",
@@ -103,12 +107,14 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
     page = template("audit.html.j2", {"share": lambda value: f"{100 * value:.0f} %"}).render(
         name=run.path.resolve().name,
         collections=sorted(data["collections"]),
+        split=data["split"],
+        slight=SLIGHT,
         fingerprint=data["fingerprint"],
         found=found,
         told=told(found),
         ladder=ladder_rows(found, manifest, pixels),
         whole=found["ladder"].get(WHOLE.key, {}).get("macro_f1"),
-        heat=_heat(found["where"], pixels),
+        heat=_heat(found, pixels),
         suspects=_suspects(found["noise"], pixels),
         conflicts=_conflicts(leaks, pixels),
         pairs_of_two_labels=under_two_labels(leaks)[1] if leaks else None,
@@ -134,6 +140,7 @@ def told(found: Mapping[str, Any]) -> dict[str, Any]:
         "meaning": MEANINGS[found["verdict"]],
         "strongest": found["reasons"][:STRONGEST],
         "others": found["reasons"][STRONGEST:],
+        "words_used": bool(found["reasons"]),
     }
 
 
@@ -159,20 +166,34 @@ def ladder_rows(found: Mapping[str, Any], manifest: pd.DataFrame, pixels: ArrayS
     return rows
 
 
-def _heat(where: Mapping[str, Any], pixels: ArrayStore) -> str:
+def _heat(found: Mapping[str, Any], pixels: ArrayStore) -> dict[str, Any]:
     """The mean film under the skill of each cell: grey where a cell tells nothing, orange where it tells much."""
     from PIL import Image
 
     rows = np.linspace(0, len(pixels) - 1, min(200, len(pixels))).astype(np.int64)
     mean = pixels.take(np.unique(rows)).mean(axis=0)
-    skill = np.clip(np.array(where["skill"], dtype=np.float64), 0, 1)
+    skill = np.clip(np.array(found["where"]["skill"], dtype=np.float64), 0, 1)
     base = np.asarray(Image.fromarray(mean.astype(np.uint8)).resize((HEAT, HEAT)), dtype=np.float64)[..., None]
     cells = np.kron(skill, np.ones((HEAT // len(skill), HEAT // len(skill))))[..., None]
     # Okabe and Ito's vermilion, 0.8 opaque at most, so that the film stays visible.
     mixed = base * (1 - 0.8 * cells) + 0.8 * cells * np.array([213.0, 94.0, 0.0])
     target = io.BytesIO()
     Image.fromarray(np.broadcast_to(mixed, (HEAT, HEAT, 3)).astype(np.uint8)).save(target, "PNG", optimize=True)
-    return _uri(target.getvalue())
+    most = float(skill.max())
+    return {"picture": _uri(target.getvalue()), "most": most, "chance": _by_chance(found, most)}
+
+
+def _by_chance(found: Mapping[str, Any], most: float) -> str:
+    """Why the most telling of the 64 cells may tell nothing; empty where something else speaks for it."""
+    if found["where"]["classes"]:
+        measured = [found["source_within_class"].get(label, {}).get("p", 1) for label in found["where"]["classes"]]
+        nothing = "the source cannot be told from the whole film better than by chance"
+    else:
+        measured = [found["ladder"].get(rung.key, {}).get("p", 1) for rung in OF_PIXELS]
+        nothing = "neither the whole film nor border, corners or what is outside the lungs tell the class beyond chance"
+    if min(measured) > ALPHA / len(measured):
+        return nothing
+    return "on few films the best of 64 reaches as much where nothing is given away" if most < CHANCE else ""
 
 
 def _suspects(noise: Mapping[str, Any], pixels: ArrayStore) -> Sequence[dict[str, Any]]:

@@ -34,6 +34,7 @@ from vgg16_xray.report.heat import SUBSETS, read_heat, rows_of
 from vgg16_xray.report.terminal import counted, signed_number
 from vgg16_xray.rundir import AuditDir, CardsDir, ComparisonDir, FoldsDir, RunDir
 from vgg16_xray.trust.leaks import under_two_labels
+from vgg16_xray.trust.shortcuts import RINGS, SECTORS
 
 if TYPE_CHECKING:
     import jinja2
@@ -109,7 +110,7 @@ def template(name: str, filters: Mapping[str, Callable[..., str]]) -> jinja2.Tem
 
     Args:
         name: A file in ``templates``.
-        filters: What the template calls beside ``count``, ``counted`` and ``has_interval``.
+        filters: What the template calls beside ``count``, ``counted``, ``has_interval`` and ``spectrum``.
     """
     import jinja2
 
@@ -121,7 +122,7 @@ def template(name: str, filters: Mapping[str, Callable[..., str]]) -> jinja2.Tem
         lstrip_blocks=True,
     )
     environment.filters |= {"count": lambda number: f"{number:,}", "counted": counted, **filters}
-    environment.globals |= {"has_interval": has_interval}
+    environment.globals |= {"has_interval": has_interval, "spectrum": RINGS * SECTORS}
     return environment.get_template(name)
 
 

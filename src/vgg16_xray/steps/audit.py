@@ -293,6 +293,7 @@ def _count(films: _Films) -> dict[str, Any]:
         "without_source": int((manifest["source"] == "").sum()),
         "without_patient": int((manifest["patient_id"] == "").sum()),
         "on_the_ladder": len(films.rows),
+        "split_of_data": bool(films.given) or read_config(films.run)["data"]["split"] == "given with the data",
         "seed": films.seed,
     }
 
