@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from vgg16_xray.trust.shortcuts import ALIKE
 from vgg16_xray.trust.verdict import ALPHA, CARE, NONE, REMEDIES, STOP, judge
 
 
@@ -119,3 +120,7 @@ def test_what_could_not_be_checked_is_said() -> None:
     for audit in ({"films": 99}, {"films": 300}):
         (why,) = judge({"ladder": {"whole": rung(0.7)}, "noise": {"suspected": 50, **audit}}).not_checked
         assert "cannot be judged" in why
+
+
+def test_files_that_say_the_same_of_themselves_are_no_gap() -> None:
+    assert not judge({"ladder": {"metadata": {"left_out": ALIKE}}}).not_checked

@@ -104,6 +104,10 @@ METADATA, HISTOGRAM, SMALL, FRAME, CORNERS, ERASED, LUNGS, SCRAMBLED, WHOLE = LA
 RUNGS: Mapping[str, Rung] = {rung.key: rung for rung in LADDER}
 
 
+#: Why files without a difference are on no rung: nothing is left to be told by.
+ALIKE = "all files say the same of themselves"
+
+
 def features_of(rung: Rung, films: Films, lungs: NDArray[np.bool_] | None = None) -> Floats:
     """What a rung tells the probe about films.
 
@@ -260,7 +264,7 @@ def measure(
             return {"left_out": "the files are not where they were"}
         features, entries = metadata_features(metadata)
         if not entries:
-            return {"left_out": "all files say the same of themselves"}
+            return {"left_out": ALIKE}
         extra["entries"] = entries
     elif rung is WHOLE and described is not None:
         features = described

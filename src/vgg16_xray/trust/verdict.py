@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vgg16_xray.trust.shortcuts import LADDER, RUNGS, WHOLE
+from vgg16_xray.trust.shortcuts import ALIKE, LADDER, RUNGS, WHOLE
 
 STOP, CARE, NONE = VERDICTS = ("cannot be believed", "believe with care", "no evidence against it")
 #: Reasons that a reader is told first.
@@ -315,7 +315,7 @@ def _not_checked(audit: Mapping[str, Any]) -> list[str]:
         )
     for rung in LADDER:
         state = (audit.get("ladder") or {}).get(rung.key, {})
-        if "left_out" in state:
+        if state.get("left_out", ALIKE) != ALIKE:
             out.append(f"{rung.name}: not measured, {state['left_out']}.")
     if audit.get("noise") and (why := _labels_not_judged(audit)):
         out.append(why)
