@@ -808,6 +808,7 @@ def audit_all(what: Audited, out: AuditOut = None, mapping: Map = None) -> None:
     from vgg16_xray.files import read_json
     from vgg16_xray.report.audit import say_audited, write_audit_page
     from vgg16_xray.report.leaks import write_leaks_page
+    from vgg16_xray.report.terminal import say_of_data
     from vgg16_xray.steps.audit import audit as audit_run
     from vgg16_xray.steps.audit import audit_data
 
@@ -815,6 +816,7 @@ def audit_all(what: Audited, out: AuditOut = None, mapping: Map = None) -> None:
     with run_dir.alone():
         found = audit_run(run_dir) if is_run else audit_data(what, run_dir, mapping=_mapping(mapping))
         say_audited(found)
+        say_of_data(run_dir, unused=False)
         typer.echo(f"audit: {write_audit_page(run_dir, found)}")
         if run_dir.leaks.exists():
             leaks = write_leaks_page(run_dir.leaks_page, read_json(run_dir.leaks), pixels=run_dir.pixels)
@@ -853,6 +855,7 @@ def audit_shortcuts(what: Audited, out: AuditOut = None, mapping: Map = None) ->
     """
     require("train", purpose="vgg16-xray audit shortcuts")
     from vgg16_xray.report.audit import say_ladder
+    from vgg16_xray.report.terminal import say_of_data
     from vgg16_xray.rundir import AuditDir
     from vgg16_xray.steps.audit import audit as audit_run
     from vgg16_xray.steps.audit import audit_data
@@ -864,6 +867,7 @@ def audit_shortcuts(what: Audited, out: AuditOut = None, mapping: Map = None) ->
             if is_run
             else audit_data(what, run_dir, mapping=_mapping(mapping), only_ladder=True)
         )
+        say_of_data(run_dir)
     whole = f"vgg16-xray audit {' '.join(map(str, what))}{f' --out {out}' if out else ''}"
     typer.echo(f"all figures, a file a rung: {AuditDir(run_dir.path).part('ladder.*')} (verdict and page: {whole})")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from vgg16_xray.files import read_json, write_json
 from vgg16_xray.films.dataset import METADATA, Dataset, FilmRow, scan
 from vgg16_xray.films.decode import SIZE, decode, pixels_sha256, to_square
 from vgg16_xray.films.identity import identity_of, name_patients
+from vgg16_xray.films.tables import read_csv
 from vgg16_xray.predict import open_model
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import EvaluationDir, RunDir
@@ -351,13 +351,9 @@ def _columns(dataset: Dataset, rows: Sequence[FilmRow]) -> dict[str, list[str]]:
     for collection, base in dataset.collections.items():
         file = base / METADATA
         if file.exists():
-            with file.open(encoding="utf-8-sig", newline="") as text:
-                for line in csv.DictReader(text):
-                    said[collection, str(line.get("path") or "").strip()] = line
+            for line in read_csv(file)[0]:
+                said[collection, line.get("path", "")] = line
     names = {"source", *(name for line in said.values() for name in line if name)} - NO_SUBGROUPS
-    columns = {
-        name: [str((said.get((row.collection, row.path)) or {}).get(name) or "").strip() for row in rows]
-        for name in sorted(names)
-    }
+    columns = {name: [said.get((row.collection, row.path), {}).get(name, "") for row in rows] for name in sorted(names)}
     columns["source"] = [row.source or value for row, value in zip(rows, columns["source"], strict=True)]
     return {name: values for name, values in columns.items() if 1 <= len({v for v in values if v}) <= MOST_VALUES}

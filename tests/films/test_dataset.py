@@ -242,7 +242,7 @@ def test_metadata_says_more_and_goes_before_the_folder(two):
         ("A/2.png", "A", "p2", None, "validation", None),
         ("B/3.png", "B", None, "there", "test", None),
     ]
-    assert dataset.notes == (f"{two / 'metadata.csv'}: 1 of its rows name files that are not there, first B/4.png",)
+    assert dataset.notes == (f"{two / 'metadata.csv'}: 1 of its 4 rows name files that are not there, first B/4.png",)
 
 
 def test_metadata_above_a_wrapper_folder_counts(tmp_path):
@@ -259,10 +259,47 @@ def test_metadata_gives_the_labels_of_one_folder(tmp_path):
     assert labelled(scan([tmp_path])) == {"images/1.png": "A", "images/2.png": "B"}
 
 
-def test_metadata_that_cannot_be_used_is_said(two):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;source;patient_id\nA/1.png;Köln, Süd;p1\n",
+        "path\tsource\tpatient_id\nA/1.png\tKöln, Süd\tp1\n",
+        'Path, SOURCE ,Patient_ID\n A/1.png ,"Köln, Süd",p1\n',
+    ],
+)
+def test_metadata_is_read_as_spreadsheets_write_it(two, text):
+    (two / "metadata.csv").write_text(text, encoding="utf-8-sig")
+    dataset = scan([two])
+    assert (dataset.films[0].source, dataset.films[0].patient_id) == ("Köln, Süd", "p1")
+    assert (dataset.notes, dataset.unused) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("image,mask\n1,2\n", "it must have a column 'path', found image, mask"),
+        ("", "it must have a column 'path', found no columns"),
+        (
+            "path,hospital\nA/1.png,H1\n",
+            "beside 'path' it must have a column of label, patient_id, study_id, origin, source, mask, split, "
+            "found path, hospital",
+        ),
+        ("path,source\n", "it must name films by their path below {two}; it has no rows"),
+        (
+            "path,source\nC/1.png,H1\nC/2.png,H1\n",
+            "it must name films by their path below {two}; none of its 2 rows does, first C/1.png",
+        ),
+    ],
+)
+def test_metadata_that_says_nothing_of_the_films_is_not_used_and_named(two, text, why):
+    (two / "metadata.csv").write_text(text)
+    dataset = scan([two])
+    assert dataset.unused == (f"{two / 'metadata.csv'} was not used: {why.format(two=two)}",)
+    assert {film.source for film in dataset.films} == {None}
+
+
+def test_metadata_that_contradicts_itself_or_cannot_be_read_is_refused(two):
     file = two / "metadata.csv"
-    file.write_text("image,mask\n1,2\n")
-    assert scan([two]).notes == (f"{file}: has no column 'path' and was not used",)
     file.write_text("path,label\nA/1.png,A\nA/1.png,B\n")
     assert "found two that differ for A/1.png" in refused(two)
     file.write_text("path,split\nA/1.png,later\n")
@@ -310,8 +347,8 @@ def test_paths_of_a_table_may_be_absolute_or_climb_out(tmp_path):
 
 
 def test_a_parquet_table(tmp_path):
-    frame = pd.DataFrame({"path": ["1.png", "2.png", "3.png"], "label": ["A", "B", None], "patient_id": [7, 8, None]})
-    frame.astype({"patient_id": "Int64"}).to_parquet(tmp_path / "t.parquet")
+    frame = pd.DataFrame({"Path": ["1.png", "2.png", "3.png"], "label": ["A", "B", None], "Patient_ID": [7, 8, None]})
+    frame.astype({"Patient_ID": "Int64"}).to_parquet(tmp_path / "t.parquet")
     dataset = scan([tmp_path / "t.parquet"])
     assert [(f.path, f.label, f.patient_id) for f in dataset.films] == [("1.png", "A", "7"), ("2.png", "B", "8")]
     assert dataset.left_out == (("t", "3.png", "the table gives no label"),)
@@ -329,7 +366,9 @@ def test_a_damaged_parquet_table_is_named(tmp_path, content):
         ("", "must have a column 'path', found no columns"),
         ("file,label\n1.png,A\n", "must have a column 'path', found file, label"),
         ("path\n1.png\n", "must have a column 'label', found path"),
-        ("path;label\n1.png;A\n", "must have a column 'path', found path;label"),
+        ("path|label\n1.png|A\n", "must have a column 'path', found path|label"),
+        ("path,Path,label\n1.png,1.png,A\n", "must name a column once, found 'path' 2 times"),
+        ("path;label\n1.png;A\n", "at least two classes, found one, 'A'"),
         ("path,label\n1.png,A\n1.png,B\n", "a film must have one label, found 'A' and 'B' for 1.png"),
         ("path,label\n1.png,A\n", "at least two classes, found one, 'A'"),
         ("path,label,split\n1.png,A,x\n", "split must be one of"),
@@ -337,6 +376,12 @@ def test_a_damaged_parquet_table_is_named(tmp_path, content):
 )
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, found):
     assert found in refused(table(tmp_path, text))
+
+
+def test_a_table_with_semicolons_and_capitals(tmp_path):
+    dataset = scan([table(tmp_path, "Path;Label;Patient_ID\n1.png;A, mild;p1\n2.png;B;p2\n")])
+    assert labelled(dataset) == {"1.png": "A, mild", "2.png": "B"}
+    assert [film.patient_id for film in dataset.films] == ["p1", "p2"]
 
 
 def test_rows_without_path_or_label_are_left_out_and_repeats_noted(tmp_path):

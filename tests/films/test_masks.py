@@ -31,7 +31,7 @@ def test_flags_say_what_is_drawn(tmp_path: Path, film: np.ndarray) -> None:
     mask[30:40, 50:60] += 32 + 4
     save(tmp_path / "images" / "a.png", film)
     save(tmp_path / "masks" / "a.png", mask)
-    (tmp_path / "metadata.csv").write_text("image,mask,patient_id\nimages/a.png,masks/a.png,p1\n")
+    (tmp_path / "metadata.csv").write_text("Image;mask;patient_id\nimages/a.png;masks/a.png;p1\n")
     (found,) = masked_films(tmp_path)
     drawn = read_drawn(found)
     assert (found.name, found.patient_id) == ("images/a.png", "p1")
@@ -77,7 +77,7 @@ def test_a_folder_without_masks_is_refused_with_what_it_should_hold(tmp_path: Pa
     with pytest.raises(UserError, match="must hold films with masks"):
         masked_films(tmp_path)
     (tmp_path / "metadata.csv").write_text("path,label\na.png,COVID\n")
-    with pytest.raises(UserError, match=r"must have the columns image and mask, .* found label, path"):
+    with pytest.raises(UserError, match=r"must have the columns image and mask, .* found path, label"):
         masked_films(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json
 from vgg16_xray.films.phantom import Faults, write_dataset
 from vgg16_xray.report.audit import write_audit_page
+from vgg16_xray.report.terminal import say_of_data
 from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.steps import audit as step
 from vgg16_xray.steps.audit import audit, audit_data, leaks_between
@@ -141,8 +143,13 @@ def test_leaks_by_copy_and_by_patient() -> None:
     assert found == {"copies": 1, "conflicts": 2, "test_films": 3, "test_films_leaked": 2}
 
 
-def test_two_labels_for_one_film_are_a_reason_for_care_at_least(tmp_path: Path) -> None:
+def test_two_labels_for_one_film_are_a_reason_for_care_at_least(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_dataset(tmp_path / "films", films=40, seed=3, size=64, imbalance=TWO, faults=Faults(two_labels=1))
+    (tmp_path / "films" / "Normal" / "notes.txt").write_text("no film")
+    with (tmp_path / "films" / "metadata.csv").open("a") as table:
+        table.write("Normal/nowhere.png\n")
     found = audit_data([tmp_path / "films"], RunDir(tmp_path / "audit"), permutations=19)
     assert found["leaks"]["conflicts"] == 2
     assert found["verdict"] in (CARE, STOP)
@@ -153,6 +160,29 @@ def test_two_labels_for_one_film_are_a_reason_for_care_at_least(tmp_path: Path) 
     assert "Films that are one and stand under two labels: 1 pair<" in page
     for film in read_json(RunDir(tmp_path / "audit").leaks)["conflicts"][0]:
         assert page.count(film["film"]) == 2
+    say_of_data(RunDir(tmp_path / "audit"))
+    said = capsys.readouterr().out
+    assert "1 files left out, with the reasons in" in said
+    assert "1 file was left out, each with its reason in <code>quarantine.csv</code>" in page
+    for note in ("rows name files that are not there, first Normal/nowhere.png", "what a film of another class shows"):
+        assert note in said
+        assert note in page.partition("What was noted of the data")[2]
+
+
+def test_metadata_that_was_not_used_is_said_by_page_and_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "films", films=40, seed=4, size=64, imbalance=TWO, masks=False)
+    (tmp_path / "films" / "metadata.csv").write_text("file,source\na.png,here\n")
+    run = RunDir(tmp_path / "audit")
+    found = audit_data([tmp_path / "films"], run, permutations=19)
+    why = "metadata.csv was not used: it must have a column 'path', found file, source"
+    assert why in found["not_checked"][0]
+    page = html.unescape(write_audit_page(run, found).read_text("utf-8"))
+    assert page.count(why) == 2
+    assert "Add a column" not in page
+    say_of_data(run)
+    assert f"note: {tmp_path / 'films'}/{why}" in capsys.readouterr().out
 
 
 def test_a_run_with_a_model_is_not_overwritten_by_the_audit_of_other_films(

@@ -124,3 +124,12 @@ def test_what_could_not_be_checked_is_said() -> None:
 
 def test_files_that_say_the_same_of_themselves_are_no_gap() -> None:
     assert not judge({"ladder": {"metadata": {"left_out": ALIKE}}}).not_checked
+
+
+def test_a_table_that_was_not_used_is_said_and_not_asked_for_again() -> None:
+    films = {"films": 10, "without_source": 10, "sources": 0, "without_patient": 10}
+    assert sum("Add a column" in note for note in judge({"films": films}).not_checked) == 2
+    found = judge({"films": films, "unused": ["metadata.csv was not used: it has no rows"]})
+    assert found.not_checked[0] == "metadata.csv was not used: it has no rows."
+    assert len(found.not_checked) == 3
+    assert not any("Add a column" in note for note in found.not_checked)

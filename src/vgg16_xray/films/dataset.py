@@ -10,13 +10,13 @@ Accepted layouts, the whole contract:
 
 A folder that holds no other folder but one is looked through; links to folders are followed. A ``metadata.csv`` in DATA
 with a column ``path`` says more of films that the folders hold; what it says (:data:`SAID`, and the split)
-goes before the folder's name. Hidden files are passed over; any other file in a class folder that is not a film, and
-any film outside one, is listed with the reason.
+goes before the folder's name. It may be somebody else's file: one that says nothing of these films is not used, and
+that is said. How tables may be written: :mod:`vgg16_xray.films.tables`. Hidden files are passed over; any other file in
+a class folder that is not a film, and any film outside one, is listed with the reason.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from vgg16_xray.errors import UserError
 from vgg16_xray.films.decode import SUFFIXES
 from vgg16_xray.films.split import SPLITS, TEST, TRAIN, VALIDATION
+from vgg16_xray.films.tables import name_columns, read_csv
 
 #: Names that people give to the three sides.
 SIDE_NAMES = {
@@ -82,6 +83,8 @@ class Dataset:
     left_out: tuple[tuple[str, str, str], ...] = ()
     #: What a user should know and no row says.
     notes: tuple[str, ...] = ()
+    #: Each ``metadata.csv`` that lies there and was not used, and why.
+    unused: tuple[str, ...] = ()
     #: Number of masks that belong to no film.
     masks_without_film: int = 0
 
@@ -100,6 +103,7 @@ class _Found:
     films: list[FilmRow] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     masks_without_film: int = 0
 
 
@@ -132,6 +136,7 @@ def scan(
     films: list[FilmRow] = []
     left_out: list[tuple[str, str, str]] = []
     notes: list[str] = []
+    unused: list[str] = []
     masks_without_film = 0
     for given in data:
         # Not resolve(): a collection is called what the user calls it, not what a link leads to.
@@ -149,6 +154,7 @@ def scan(
         films += found.films
         left_out += [(name, path, reason) for path, reason in found.left_out]
         notes += found.notes
+        unused += found.unused
         masks_without_film += found.masks_without_film
     films = _rename_labels(films, mapping or {})
     if without_splits:
@@ -168,6 +174,7 @@ def scan(
         collections=collections,
         left_out=tuple(sorted(left_out)),
         notes=tuple(notes),
+        unused=tuple(unused),
         masks_without_film=masks_without_film,
     )
 
@@ -258,16 +265,10 @@ def _scan_folder(root: Path, name: str, *, given: Path) -> _Found:
                 found.left_out.append((_escaped(file.relative_to(root).as_posix()), "lies in no class folder"))
     for folder, side in classes:
         _scan_class(root, folder, name, side, found)
-    said = _read_metadata(root, given, found)
     sources = _read_kaggle_sources(root)
-    found.films = [
-        _with_what_is_said(_with_source(film, sources), said.pop(film.path, None), where=f"{root / METADATA}")
-        for film in found.films
-    ]
-    if said:
-        found.notes.append(
-            f"{root / METADATA}: {len(said)} of its rows name files that are not there, first {next(iter(said))}"
-        )
+    found.films = [_with_source(film, sources) for film in found.films]
+    if (metadata := _find_metadata(root, given)) is not None:
+        _read_metadata(metadata, root, found)
     return found
 
 
@@ -382,16 +383,24 @@ def _with_source(film: FilmRow, sources: Mapping[str, str]) -> FilmRow:
     return replace(film, source=source) if source else film
 
 
-def _read_metadata(root: Path, given: Path, found: _Found) -> dict[str, dict[str, str]]:
-    """Rows of the nearest ``metadata.csv`` from `root` up to the folder the user named, by path below `root`."""
+def _find_metadata(root: Path, given: Path) -> Path | None:
+    """The nearest ``metadata.csv`` from `root` up to the folder the user named."""
     folders = [root, *(parent for parent in root.parents if parent == given or given in parent.parents)]
-    file = next((folder / METADATA for folder in folders if (folder / METADATA).is_file()), None)
-    if file is None:
-        return {}
-    rows, columns = _read_csv(file)
+    return next((folder / METADATA for folder in folders if (folder / METADATA).is_file()), None)
+
+
+def _read_metadata(file: Path, root: Path, found: _Found) -> None:
+    """Tell the films below `root` what the table says of them; it may say nothing of any, and then that is noted."""
+    rows, columns = read_csv(file)
+    named = ", ".join(columns) or "no columns"
     if "path" not in columns:
-        found.notes.append(f"{file}: has no column 'path' and was not used")
-        return {}
+        found.unused.append(f"{file} was not used: it must have a column 'path', found {named}")
+        return
+    if not {*SAID, "split"}.intersection(columns):
+        found.unused.append(
+            f"{file} was not used: beside 'path' it must have a column of {', '.join((*SAID, 'split'))}, found {named}"
+        )
+        return
     below = "" if file.parent == root else f"{root.relative_to(file.parent).as_posix()}/"
     said: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -399,17 +408,17 @@ def _read_metadata(root: Path, given: Path, found: _Found) -> dict[str, dict[str
             path = _clean(row["path"]).removeprefix(below)
             if said.setdefault(path, row) != row:
                 raise UserError(f"{file}: a film must have one row, found two that differ for {row['path']}")
-    return said
-
-
-def _read_csv(file: Path) -> tuple[list[dict[str, str]], list[str]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
-            rows = [{key: (value or "").strip() for key, value in row.items() if key is not None} for row in reader]
-            return rows, list(reader.fieldnames or [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: must be a CSV table in UTF-8, found {error}") from error
+    films = {film.path for film in found.films}
+    unknown = [row["path"] for path, row in said.items() if path not in films]
+    if len(unknown) == len(said):
+        first = f"none of its {len(said):,} rows does, first {unknown[0]}" if said else "it has no rows"
+        found.unused.append(f"{file} was not used: it must name films by their path below {file.parent}; {first}")
+        return
+    if unknown:
+        found.notes.append(
+            f"{file}: {len(unknown):,} of its {len(said):,} rows name files that are not there, first {unknown[0]}"
+        )
+    found.films = [_with_what_is_said(film, said.get(film.path), where=str(file)) for film in found.films]
 
 
 def _clean(path: str) -> str:
@@ -432,22 +441,26 @@ def _side(text: str, *, where: str) -> str:
         raise UserError(f"{where}: split must be one of {', '.join(SPLITS)}, found '{text}'") from None
 
 
-def _scan_table(file: Path, name: str) -> _Found:
-    if file.suffix.lower() == ".parquet":
-        import pandas as pd
+def _read_parquet(file: Path) -> tuple[list[dict[str, str]], list[str]]:
+    import pandas as pd
 
-        try:
-            table = pd.read_parquet(file).astype(object)
-            columns = [str(column) for column in table.columns]
-            rows = [
-                {str(key): "" if pd.isna(value) else str(value).strip() for key, value in row.items()}
-                for row in table.to_dict("records")
-            ]
-        except Exception as error:
-            # Arrow raises its own errors for a damaged file; a cell that holds a list raises a ValueError.
-            raise UserError(f"{file}: must be a Parquet table of plain values, found {error}") from error
-    else:
-        rows, columns = _read_csv(file)
+    try:
+        table = pd.read_parquet(file).astype(object)
+        columns = name_columns(table.columns, file=file)
+        cells = [
+            ["" if pd.isna(value) else str(value).strip() for value in row]
+            for row in table.itertuples(index=False, name=None)
+        ]
+    except UserError:
+        raise
+    except Exception as error:
+        # Arrow raises its own errors for a damaged file; a cell that holds a list raises a ValueError.
+        raise UserError(f"{file}: must be a Parquet table of plain values, found {error}") from error
+    return [dict(zip(columns, row, strict=True)) for row in cells], columns
+
+
+def _scan_table(file: Path, name: str) -> _Found:
+    rows, columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file)
     for needed in ("path", "label"):
         if needed not in columns:
             raise UserError(f"{file}: must have a column '{needed}', found {', '.join(columns) or 'no columns'}")

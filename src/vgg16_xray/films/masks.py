@@ -9,7 +9,6 @@ patient's films together in intervals. A mask has its film's size.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from vgg16_xray.errors import UnreadableFilm, UserError
 from vgg16_xray.films.dataset import METADATA, may_be_film
 from vgg16_xray.films.decode import decode
+from vgg16_xray.films.tables import read_csv
 
 OPACITIES, LUNGS = STRUCTURES = ("opacities", "lungs")
 #: What a mask of several structures says in which bit, as the COVID-19 Chest X-ray Segmentations Dataset does it:
@@ -71,19 +71,16 @@ def masked_films(data: Path) -> list[MaskedFilm]:
 
 def _of_table(table: Path) -> list[MaskedFilm]:
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows, columns = read_csv(table)
+    except OSError as error:
         raise UserError(f"{table}: must be a CSV table, found {error}") from error
-    columns = set(rows[0]) if rows else set()
-    if "image" not in columns or not columns & {"mask", *STRUCTURES}:
+    if "image" not in columns or not {"mask", *STRUCTURES}.intersection(columns):
         raise UserError(
             f"{table}: must have the columns image and mask, or image and {' or '.join(STRUCTURES)}, "
-            f"found {', '.join(sorted(map(str, columns))) or 'no row'}"
+            f"found {', '.join(columns) or 'no columns'}"
         )
     found = []
-    for row in rows:
-        said = {name: str(value or "").strip() for name, value in row.items() if isinstance(name, str)}
+    for said in rows:
         masks = {name: table.parent / said[name] for name in STRUCTURES if said.get(name)}
         mask = table.parent / said["mask"] if said.get("mask") else None
         if said["image"] and (mask or masks):

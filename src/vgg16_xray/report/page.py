@@ -193,7 +193,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         **_cards(run, tested=folds is not None or test is not None),
         "facts": _facts(config),
         "config_text": config_text,
-        "notes": [str(note) for note in config.get("data", {}).get("notes", [])],
+        "notes": [str(note) for name in ("unused", "notes") for note in config.get("data", {}).get(name, [])],
         "steps": _steps(run, in_folds=folds is not None),
         "folds": folds,
         "seeds": seeds,

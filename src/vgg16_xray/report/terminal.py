@@ -12,7 +12,7 @@ from rich.table import Table
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.films.split import SPLITS, TEST
 from vgg16_xray.progress import clock
-from vgg16_xray.rundir import FoldsDir
+from vgg16_xray.rundir import FoldsDir, read_config
 
 if TYPE_CHECKING:
     from vgg16_xray.bundle.classify import Prediction
@@ -49,8 +49,16 @@ def say_preprocessed(done: Preprocessed, run: RunDir) -> None:
     for label in sorted({label for label, _ in done.counts}):
         table.add_row(label, *(f"{done.counts.get((label, side), 0):,}" for side in SPLITS))
     console().print(table)
-    if done.quarantined:
-        console().print(f"{done.quarantined:,} files left out, with the reasons in {run.quarantine}")
+    say_of_data(run)
+
+
+def say_of_data(run: RunDir, *, unused: bool = True) -> None:
+    """What step 2 noted of the data: tables that were not used (where `unused`), copies, files that were left out."""
+    data = read_config(run)["data"]
+    for note in (*(data.get("unused", ()) if unused else ()), *data.get("notes", ())):
+        console().print(f"note: {note}")
+    if data.get("quarantined"):
+        console().print(f"{data['quarantined']:,} files left out, with the reasons in {run.quarantine}")
 
 
 def say_initialised(done: Initialised, *, layers: bool = False) -> None:

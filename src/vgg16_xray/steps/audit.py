@@ -167,6 +167,7 @@ def audit(
     if only_ladder:
         return found
     found["notes"] = _notes(films)
+    found["unused"] = list(read_config(run).get("data", {}).get("unused", []))
     verdict = judge(found)
     found = {"verdict": verdict.verdict, **verdict.as_dict(), **found}
     write_json(AuditDir(run.path).numbers, found)

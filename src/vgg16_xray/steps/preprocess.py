@@ -122,7 +122,7 @@ def preprocess(
             [film.label, film.patient_id, film.study_id, film.origin, film.source, film.split, film.mask]
             for film in dataset.films
         ],
-        [dataset.left_out, dataset.notes, dataset.masks_without_film],
+        [dataset.left_out, [*dataset.notes, *dataset.unused], dataset.masks_without_film],
         seed,
         size,
         None if before is None else fingerprint(before),
@@ -165,7 +165,8 @@ def preprocess(
             "fingerprint": fingerprint(manifest),
             "split": _how_split(manifest, seed=seed, like=like),
             "masks_without_film": dataset.masks_without_film,
-            "notes": [*dataset.notes, *of_dicom, *late],
+            "unused": list(dataset.unused),
+            "notes": [*dataset.notes, *_on_masks(dataset), *of_dicom, *late],
             "collections": {name: str(root) for name, root in dataset.collections.items()},
         },
     )
@@ -175,6 +176,11 @@ def preprocess(
     run.stamp(STEP, key, seconds=time.monotonic() - started)
     shutil.rmtree(_staging(run), ignore_errors=True)
     return _summary(manifest, len(quarantine), already_done=False)
+
+
+def _on_masks(dataset: Dataset) -> list[str]:
+    alone = dataset.masks_without_film
+    return [f"{alone:,} masks have no film of their name, and were not used"] if alone else []
 
 
 def read_manifest(run: RunDir) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def judge(audit: Mapping[str, Any]) -> Verdict:
 
     Args:
         audit: The parts of ``audit.json`` as far as they are there, see :mod:`vgg16_xray.steps.audit`: ``films``,
-            ``leaks``, ``ladder``, ``association``, ``left_out_sources``, ``noise``.
+            ``leaks``, ``ladder``, ``association``, ``left_out_sources``, ``noise``, ``unused``.
 
     Returns:
         Verdict and reasons, the strongest first.
@@ -297,12 +297,14 @@ RULES: Sequence[Callable[[Mapping[str, Any]], Reason | None]] = (
 
 
 def _not_checked(audit: Mapping[str, Any]) -> list[str]:
-    out = []
+    out = [f"{unused}." for unused in audit.get("unused", [])]
+    # A table that is there and was not used says above what it lacks.
+    add = "" if out else " Add a column '{}' to metadata.csv."
     films = audit.get("films", {})
     if films.get("films") and films.get("without_source") == films["films"]:
         out.append(
             "The data name no source, so it was not checked whether class and hospital are the same thing, nor what a "
-            "new hospital would do. Add a column 'source' to metadata.csv."
+            "new hospital would do." + add.format("source")
         )
     elif films and films.get("sources") == 1:
         out.append("All films come from one source, so nothing here says how another hospital's films would do.")
@@ -311,7 +313,7 @@ def _not_checked(audit: Mapping[str, Any]) -> list[str]:
     if films.get("without_patient"):
         out.append(
             f"The patient of {films['without_patient']:,} of {films['films']:,} films is unknown: two films of one "
-            "person, taken on different days, may stand on both sides of the split. Add a column 'patient_id'."
+            "person, taken on different days, may stand on both sides of the split." + add.format("patient_id")
         )
     for rung in LADDER:
         state = (audit.get("ladder") or {}).get(rung.key, {})
