@@ -714,6 +714,9 @@ def serve(
     max_mb: Annotated[float, typer.Option("--max-mb", help="A request's body at most, MB.")] = 64.0,
     max_pixels: Annotated[int, typer.Option("--max-pixels", help="A film's pixels at most.")] = 30_000_000,
     max_films: Annotated[int, typer.Option("--max-films", help="Films in a request at most.")] = 64,
+    max_request_pixels: Annotated[
+        int, typer.Option("--max-request-pixels", help="Pixels of all films in a request at most.")
+    ] = 300_000_000,
     seconds: Annotated[float, typer.Option("--seconds", help="For a body to arrive, and for its answer.")] = 30.0,
     grace: Annotated[float, typer.Option("--grace", help="Seconds to finish what was accepted, after SIGTERM.")] = 60.0,
     cors: Annotated[
@@ -744,6 +747,7 @@ def serve(
             max_mb=max_mb,
             max_pixels=max_pixels,
             max_films=max_films,
+            max_request_pixels=max_request_pixels,
             seconds=seconds,
             grace=grace,
             origins=tuple(cors or ()),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -13,6 +15,8 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -24,12 +28,17 @@ import tritonclient.http as triton
 from doors import BOUNDARY, ask, form, predict
 from PIL import Image
 from serving import PATIENCE, Running, running, until
+from starlette.types import ASGIApp, Message
 from tritonclient.utils import InferenceServerException
 
 from vgg16_xray import RESEARCH_USE_ONLY
+from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.films.decode import decode
 from vgg16_xray.films.phantom import CLASSES, draw
+from vgg16_xray.serve.app import make_app
+from vgg16_xray.serve.log import LOGGER, configure
 from vgg16_xray.serve.page import PAGE
+from vgg16_xray.serve.settings import Settings
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -38,13 +47,13 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def bomb() -> bytes:
-    """A PNG of 50,000 x 50,000 pixels in a few bytes."""
+def bomb(side: int = 50_000) -> bytes:
+    """A PNG of so many pixels a side in a few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -88,9 +97,10 @@ def test_explain_adds_the_heat_map(server: Running, film: Path) -> None:
         (png(np.eye(8, dtype=np.uint8)), 422, "at least 32 pixels"),
         (bomb(), 422, "must have at most 30,000,000 pixels"),
         (b"\0" * 128 + b"DICM" + b"\x02\x00\x10\x00UI", 422, "DICOM"),
+        (png(np.tile(np.arange(64, dtype=np.uint8), (9000, 1))), 422, "must be at most 32 times as long as wide"),
         (b"\0" * 70_000_000, 413, "must have at most 64,000,000 bytes"),
     ],
-    ids=["empty", "text", "truncated", "black", "tiny", "bomb", "dicom", "large"],
+    ids=["empty", "text", "truncated", "black", "tiny", "bomb", "dicom", "ribbon", "large"],
 )
 def test_a_bad_file_gets_one_reason(server: Running, content: bytes, status: int, said: str) -> None:
     found, _, body = ask(f"{server.address}/v1/predict", form(("film.png", content)))
@@ -107,8 +117,10 @@ def test_a_bad_file_gets_one_reason(server: Running, content: bytes, status: int
         (b"no form", {}, 400, "form:"),
         (b"x", {"Content_Type": "multipart/form-data"}, 400, "form:"),
         (form(*[("a.png", b"x")] * 65), {}, 413, "Too many files"),
+        (f"--{BOUNDARY}a-limit-that-goes-on".encode(), {}, 400, "form:"),
+        (form(*[("a.png", bomb(5000))] * 13), {}, 413, "at most 300,000,000 pixels in all, found 325,000,000"),
     ],
-    ids=["field", "none", "json", "no form", "no boundary", "many"],
+    ids=["field", "none", "json", "no form", "no boundary", "many", "broken boundary", "bombs"],
 )
 def test_a_bad_form_gets_one_reason(
     server: Running, body: bytes, headers: dict[str, str], status: int, said: str
@@ -116,6 +128,30 @@ def test_a_bad_form_gets_one_reason(
     found, _, answer = ask(f"{server.address}/v1/predict", body, **headers)
     assert found == status
     assert said in json.loads(answer)["error"]
+    assert all(line.startswith("{") for line in server.lines[1:])  # the first says what the program is for
+
+
+def test_many_large_films_hold_up_neither_health_nor_another_film(server: Running, film: Path) -> None:
+    # 8 films of 4,000 x 4,000 pixels in 0.2 MB.
+    large = form(*[("a.png", png(np.tile((np.arange(4000) % 256).astype(np.uint8), (4000, 1))))] * 8)
+    predict(server, ("a.png", film.read_bytes()))
+    with ThreadPoolExecutor(2) as pool:
+        began = time.monotonic()
+        many = pool.submit(ask, f"{server.address}/v1/predict", large)
+        until(lambda: opened(server) == 1)
+        one = pool.submit(predict, server, ("a.png", film.read_bytes()))
+        one.add_done_callback(lambda _: first.append(many.done()))
+        first: list[bool] = []
+        worst = 0.0
+        while not many.done():
+            asked = time.monotonic()
+            assert ask(f"{server.address}/v2/health/ready")[0] == 200
+            worst = max(worst, time.monotonic() - asked)
+        took = time.monotonic() - began
+    assert many.result()[0] == 200
+    assert first == [False]
+    # Half a second, also where others use the machine and everything takes longer.
+    assert worst < max(0.5, took / 10)
 
 
 def test_a_body_without_a_length_is_bounded_too(server: Running) -> None:
@@ -193,9 +229,84 @@ def test_the_documentation_asks_no_other_host(server: Running) -> None:
     assert b"http" not in page.replace(b"http-equiv", b"")
     paths = json.loads(ask(f"{server.address}/openapi.json")[2])["paths"]
     assert {"/v1/predict", "/v2/models/{name}/infer", "/metrics"} <= set(paths)
+    for path in ("/v1/predict", "/v2/models/{name}/infer"):
+        assert set(paths[path]["post"]["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "500", "503"}
 
 
 # -- the Open Inference Protocol, by the client that others use
+
+
+@pytest.mark.parametrize(
+    ("shape", "status", "said"),
+    [
+        ((1, 1, 3_000_000), 422, "pixels, film 1: must have at least 32 pixels a side, found 3000000 x 1"),
+        ((1, 3_000_000, 1), 422, "pixels, film 1: must have at least 32 pixels a side, found 1 x 3000000"),
+        ((2, 1, 1), 422, "must have at least 32 pixels a side"),
+        ((1, 40, 40), 422, "pixels, film 1: must show something, found every pixel equal to 0"),
+        ((1, 32, 4000), 422, "pixels, film 1: must be at most 32 times as long as wide, found 4000 x 32"),
+        ((64, 250, 250), 413, "must have at most 3,000,000 pixels in all, found 4,000,000"),
+    ],
+    ids=str,
+)
+def test_a_tensor_keeps_the_rules_of_files(few_pixels: Running, shape: tuple[int, ...], status: int, said: str) -> None:
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": list(shape)}
+    tensor |= {"parameters": {"binary_data_size": int(np.prod(shape))}}
+    header = json.dumps({"inputs": [tensor]}).encode()
+    found, _, answer = ask(
+        f"{few_pixels.address}/v2/models/vgg16-xray/infer",
+        header + bytes(int(np.prod(shape))),
+        Inference_Header_Content_Length=str(len(header)),
+    )
+    assert (found, set(json.loads(answer))) == (status, {"error", "request_id"})
+    assert said in json.loads(answer)["error"]
+    assert all(line.startswith("{") for line in few_pixels.lines[1:])
+
+
+@pytest.fixture(scope="module")
+def few_pixels(bundle: Path) -> Iterator[Running]:
+    with running(bundle, "--max-request-pixels", "3000000") as server:
+        yield server
+
+
+def test_an_error_that_nobody_foresaw_is_told_as_every_other(
+    bundle: Path, film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Smith, John")
+
+    classifier = Classifier.load(bundle)
+    monkeypatch.setattr(classifier, "square", fail)
+    for name in (None, "uvicorn", "uvicorn.access", LOGGER):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "handlers", logger.handlers)
+        monkeypatch.setattr(logger, "propagate", logger.propagate)
+    configure()
+    try:
+        status, told = answered(make_app(Settings(), classifier), form(*[("a.png", film.read_bytes())] * 2))
+        logging.getLogger("some.library").warning("Smith, John")
+    finally:
+        logging.captureWarnings(capture=False)
+    assert (status, set(told)) == (500, {"error", "request_id"})
+    rows = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [row["event"] for row in rows] == ["failed", "request", "library"]
+    assert rows[0]["request_id"] == told["request_id"]
+    assert (rows[0]["error"], "Smith" in str(rows)) == ("RuntimeError", False)
+
+
+def answered(app: ASGIApp, body: bytes) -> tuple[int, dict[str, str]]:
+    """Status and JSON of ``/v1/predict`` in this process."""
+    headers = [(b"content-type", f"multipart/form-data; boundary={BOUNDARY}".encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": headers, "query_string": b""}
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    return sent[0]["status"], json.loads(sent[1]["body"])
 
 
 @pytest.mark.parametrize("binary", [True, False])

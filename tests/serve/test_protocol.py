@@ -59,6 +59,12 @@ def test_what_is_no_request_is_refused(body: bytes) -> None:
     assert refusal.value.status == 400
 
 
+def test_more_json_than_is_read_without_holding_up_others_is_refused() -> None:
+    with pytest.raises(Refusal, match="at most 20,000,000 bytes of JSON, found 20,000,001; send raw bytes") as refusal:
+        protocol.read(b" " * 20_000_001, None)
+    assert refusal.value.status == 413
+
+
 @pytest.mark.parametrize("length", ["0", "-1", "x", "1e3", "99999"])
 def test_a_header_length_beyond_the_body_is_refused(length: str) -> None:
     with pytest.raises(Refusal, match="Inference-Header-Content-Length"):

@@ -55,7 +55,7 @@ def probabilities(films: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judged(refusal: dict[str, Any], film: np.ndarray, p: Sequence[float] = (0.0, 1.0)) -> tuple[str, str]:
-    return refuse.judge(refusal, pixels=film, probabilities=np.array(p), embedding=embed([film])[0])
+    return refuse.judge(refusal, looks=refuse.look(film), probabilities=np.array(p), embedding=embed([film])[0])
 
 
 def test_other_films_are_answered_and_what_is_no_film_is_refused(

@@ -25,7 +25,7 @@ from vgg16_xray.bundle.format import (
     verify,
 )
 from vgg16_xray.errors import UnreadableFilm, UserError
-from vgg16_xray.films.decode import decode
+from vgg16_xray.films.decode import check_film, decode
 from vgg16_xray.progress import progress
 
 if TYPE_CHECKING:
@@ -90,6 +90,16 @@ class Outputs(NamedTuple):
     embedding: np.ndarray
     #: (B, 512, h, w), or (B, 0) where it was not asked for.
     feature_map: np.ndarray
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that answering keeps of a film: 50 KB, whatever its size, so that its own pixels may go."""
+
+    #: (size, size) uint8, what the network reads.
+    square: np.ndarray
+    #: (F,) float64, what the refusal looks at (:func:`vgg16_xray.trust.refuse.look`); None where nothing is refused.
+    looks: np.ndarray | None
 
 
 class Classifier:
@@ -161,6 +171,17 @@ class Classifier:
         (out,) = self._square.run(None, {"film": film, "side": self._side})
         return np.asarray(out)
 
+    def see(self, film: np.ndarray) -> Seen:
+        """Everything about a film, (H, W) uint8 at its original size, that takes long where it is large."""
+        return Seen(self.square(film), self._looks(film))
+
+    def _looks(self, film: np.ndarray) -> np.ndarray | None:
+        if self.config.refusal is None:
+            return None
+        from vgg16_xray.trust.refuse import look
+
+        return look(film)
+
     def predict_arrays(self, films: Sequence[np.ndarray] | np.ndarray, *, feature_map: bool = True) -> Outputs:
         """The graph's outputs for one batch.
 
@@ -203,17 +224,25 @@ class Classifier:
             for i, (name, film) in enumerate(zip(names, films, strict=True))
         ]
 
-    def judged(self, name: str, film: np.ndarray, outputs: Outputs, *, explain: bool = False) -> Prediction:
-        """The answer for one film from the graph's outputs for it (their rows, without the first axis)."""
+    def judged(self, name: str, film: np.ndarray | Seen, outputs: Outputs, *, explain: bool = False) -> Prediction:
+        """The answer for one film from the graph's outputs for it (their rows, without the first axis).
+
+        Args:
+            name: What to call it.
+            film: (H, W) uint8 at its original size, or what :meth:`see` kept of it.
+            outputs: Of :meth:`predict_arrays`.
+            explain: See :meth:`predict`.
+        """
         from vgg16_xray.bundle.explain import grad_cam
 
         p = outputs.probabilities
         best = int(p.argmax())
         answer, reason, may_be = ANSWERED, "", None
-        if self.config.refusal is not None:
+        looks = film.looks if isinstance(film, Seen) else self._looks(film)
+        if self.config.refusal is not None and looks is not None:
             from vgg16_xray.trust.refuse import judge
 
-            answer, reason = judge(self.config.refusal, pixels=film, probabilities=p, embedding=outputs.embedding)
+            answer, reason = judge(self.config.refusal, looks=looks, probabilities=p, embedding=outputs.embedding)
         if self.config.conformal is not None:
             from vgg16_xray.trust.calibrate import conformal_set
 
@@ -373,6 +402,7 @@ def decode_image(image: Image) -> np.ndarray:
         return decode(Path(image) if isinstance(image, str) else image)
     if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
         raise UnreadableFilm(f"array: must be (H, W) uint8, found {image.shape} {image.dtype}")
+    check_film(image, "array")
     return image
 
 

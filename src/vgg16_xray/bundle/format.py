@@ -288,5 +288,5 @@ def session_of(model: bytes, *, threads: int | None = None) -> InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised; a line with colour codes beside it helps nobody
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

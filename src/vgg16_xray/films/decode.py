@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ SIZE = 224
 MAX_PIXELS = 100_000_000
 #: A film whose shorter side is below this is a thumbnail, an icon or a damaged file, and nothing can be read from it.
 MIN_SIDE = 32
+#: A film whose longer side is more than so many times the shorter is none: whole spines are five times as long as wide.
+#: Stretching one of 900,000 x 32 pixels to a square takes a second.
+MAX_RATIO = 32
 #: A larger file is refused unread: 100 megapixels of 16 bits take 200 MB uncompressed.
 MAX_BYTES = 512 * 1024 * 1024
 #: Formats that Pillow may try. Named, so that a file cannot choose an exotic decoder.
@@ -69,10 +72,46 @@ def decode(source: Path | bytes, *, name: str | None = None, max_pixels: int = M
     if not data:
         raise UnreadableFilm(f"{where}: must be an image, found an empty file")
     film = _decode_dicom(data, where, max_pixels) if _is_dicom(data) else _decode_picture(data, where, max_pixels)
+    check_film(film, where, max_pixels=max_pixels)
+    return np.ascontiguousarray(film)
+
+
+def check_film(film: np.ndarray, where: str, *, max_pixels: int = MAX_PIXELS) -> None:
+    """What holds of every decoded film, by whichever door it came: its size, and that it shows something.
+
+    Args:
+        film: (H, W) uint8.
+        where: What to call it in an error.
+        max_pixels: Limit on height times width.
+
+    Raises:
+        UnreadableFilm: It breaks a rule.
+    """
     _check_size(film.shape[1], film.shape[0], where, max_pixels)
     if film.min() == film.max():
         raise UnreadableFilm(f"{where}: must show something, found every pixel equal to {film.flat[0]}")
-    return np.ascontiguousarray(film)
+
+
+def pixels_in(data: bytes) -> int:
+    """How many pixels the header of a film's file promises; 0 where it cannot be read, which :func:`decode` will say.
+
+    Nothing is decoded, so that many films can be counted before memory is taken for one.
+    """
+    import pydicom
+    from PIL import Image
+
+    try:
+        with without_warnings():
+            if not _is_dicom(data):
+                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                    return image.width * image.height
+            if DEFLATED in data[132:1024]:
+                return 0
+            tags: list[Any] = ["Rows", "Columns"]
+            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
+            return int(header.Rows) * int(header.Columns)
+    except Exception:  # as in decode: damaged files make decoders raise nearly anything
+        return 0
 
 
 def to_square(film: np.ndarray, size: int = SIZE) -> np.ndarray:
@@ -119,6 +158,8 @@ def _check_size(width: int, height: int, where: str, max_pixels: int) -> None:
         raise UnreadableFilm(f"{where}: must have at most {max_pixels:,} pixels, found {width} x {height}")
     if min(width, height) < MIN_SIDE:
         raise UnreadableFilm(f"{where}: must have at least {MIN_SIDE} pixels a side, found {width} x {height}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise UnreadableFilm(f"{where}: must be at most {MAX_RATIO} times as long as wide, found {width} x {height}")
 
 
 def _decode_picture(data: bytes, where: str, max_pixels: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from asyncio import to_thread
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
@@ -21,7 +22,7 @@ from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.bundle.classify import ERROR, Classifier, Prediction
 from vgg16_xray.errors import UnreadableFilm
 from vgg16_xray.serve import protocol
-from vgg16_xray.serve.errors import Refusal
+from vgg16_xray.serve.errors import FAILED, Refusal
 from vgg16_xray.serve.files import Files
 from vgg16_xray.serve.guard import Guard
 from vgg16_xray.serve.metrics import Metrics
@@ -50,10 +51,16 @@ _FORM = {
     }
 }
 _JSON = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+#: A body is taken apart in pieces of so many bytes, between which other requests have their turn.
+PIECE = 65536
 _REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The form or the tensor is malformed; the line names what is wrong."},
     401: {"description": "The bearer token is missing or wrong."},
     408: {"description": "The body did not arrive in time."},
-    413: {"description": "The body is too large."},
+    413: {"description": "The body, or what it holds, is too large: bytes, films, pixels."},
+    415: {"description": "The content has another type or encoding."},
+    422: {"description": "The films are unusable; the line says why."},
+    500: {"description": "The server failed; its log knows where."},
     503: {"description": "The house is full; Retry-After says when to come back."},
 }
 
@@ -106,7 +113,7 @@ def make_app(settings: Settings, classifier: Classifier) -> Guard:
 def _add_films(app: FastAPI, settings: Settings, service: Service) -> None:
     @app.post(
         "/v1/predict", tags=["films"], summary="Answer for one film or many", openapi_extra=_FORM,
-        responses=_REFUSALS | {422: {"description": "None of the files is a usable film; the reason stands there."}},
+        responses=_REFUSALS,
     )  # fmt: skip
     async def predict(
         request: Request, explain: Annotated[bool, Query(description="Add each film's heat map (Grad-CAM).")] = False
@@ -119,7 +126,11 @@ def _add_films(app: FastAPI, settings: Settings, service: Service) -> None:
         body = await _body(request, settings)
         files = await _files(request, body, most=settings.max_films)
         request.state.films = len(files)
-        work = [service.answer_file(data, name, explain=explain) for name, data in files]
+        if (pixels := await service.pixels_in([data for _, data in files])) > settings.max_request_pixels:
+            most = f"{settings.max_request_pixels:,}"
+            raise Refusal(413, f"form: must hold films of at most {most} pixels in all, found {pixels:,}")
+        turns = service.turns()
+        work = [service.answer_file(data, name, turns, explain=explain) for name, data in files]
         answers = await _in_time(work, settings)
         if all(isinstance(answer, UnreadableFilm) for answer in answers):
             raise Refusal(422, str(answers[0]))
@@ -169,22 +180,35 @@ def _add_protocol(app: FastAPI, settings: Settings, service: Service, guard: Gua
     async def infer(request: Request, name: str) -> Response:
         """Decoded films in one tensor ``pixels``, UINT8 [films, height, width], as JSON or as raw bytes."""
         _known(request, name)
-        body = _inflated(await _body(request, settings), request.headers.get("content-encoding"), settings.max_bytes)
-        asked = protocol.read(body, request.headers.get(protocol.HEADER_LENGTH))
+        body, headers = await _body(request, settings), request.headers
+        body = await to_thread(_inflated, body, headers.get("content-encoding"), settings.max_bytes)
+        asked = await to_thread(protocol.read, body, headers.get(protocol.HEADER_LENGTH))
         films, (height, width) = len(asked.pixels), asked.pixels.shape[1:]
         if films > settings.max_films or height * width > settings.max_pixels:
             most = f"{settings.max_films} films of {settings.max_pixels:,} pixels"
             raise Refusal(413, f"{protocol.PIXELS}: must have at most {most}, found {films} of {height} x {width}")
+        if asked.pixels.size > settings.max_request_pixels:
+            most = f"{settings.max_request_pixels:,}"
+            raise Refusal(
+                413, f"{protocol.PIXELS}: must have at most {most} pixels in all, found {asked.pixels.size:,}"
+            )
         request.state.films = films
         with_map = "feature_map" in asked.outputs
-        answers = await _in_time(
-            [service.answer_film(film, "film", with_map=with_map) for film in asked.pixels], settings
-        )
-        content, header_length = protocol.write(NAME, VERSION, asked, _columns(answers, asked.outputs))
+        turns = service.turns()
+        work = [
+            service.answer_film(film, f"{protocol.PIXELS}, film {number}", turns, with_map=with_map)
+            for number, film in enumerate(asked.pixels, 1)
+        ]
+        try:
+            answers = await _in_time(work, settings)
+        except UnreadableFilm as error:
+            raise Refusal(422, str(error)) from error
+        columns = _columns(answers, asked.outputs)
+        content, header_length = await to_thread(protocol.write, NAME, VERSION, asked, columns)
         if header_length is None:
             return Response(content, media_type="application/json")
-        headers = {protocol.HEADER_LENGTH: header_length}
-        return Response(content, media_type="application/octet-stream", headers=headers)
+        told = {protocol.HEADER_LENGTH: header_length}
+        return Response(content, media_type="application/octet-stream", headers=told)
 
     for at, shown in (("/v2/models/{name}", True), ("/v2/models/{name}/versions/{version}", False)):
         app.get(at, summary="What the model takes and gives", include_in_schema=shown, **tags)(model)
@@ -257,10 +281,12 @@ async def _files(request: Request, body: bytes, *, most: int) -> list[tuple[str,
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Refusal(415, f"Content-Type: must be multipart/form-data with films in the field '{FIELD}'")
 
-    async def at_once() -> AsyncGenerator[bytes]:
-        yield body
+    async def in_pieces() -> AsyncGenerator[bytes]:
+        for start in range(0, len(body), PIECE):
+            yield body[start : start + PIECE]
+            await asyncio.sleep(0)
 
-    parser = MultiPartParser(request.headers, at_once(), max_files=most, max_fields=16)
+    parser = MultiPartParser(request.headers, in_pieces(), max_files=most, max_fields=16)
     parser.spool_max_size = len(body) + 1
     try:
         form = await parser.parse()
@@ -278,12 +304,14 @@ async def _files(request: Request, body: bytes, *, most: int) -> list[tuple[str,
 
 
 async def _in_time(work: Sequence[Coroutine[Any, Any, T]], settings: Settings) -> list[T]:
-    """All answers, or none: what is late is taken out of the queue."""
+    """All answers, or none: what is late is taken out of the queue; one that fails is told, and ends the others."""
     try:
         async with asyncio.timeout(settings.seconds), asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
     except TimeoutError as error:
         raise Refusal(503, f"no answer within {settings.seconds:g} s; come back later", retry_after=5) from error
+    except BaseExceptionGroup as group_of_errors:
+        raise group_of_errors.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
@@ -305,4 +333,14 @@ async def _malformed(request: Request, error: RequestValidationError) -> Respons
     return _told(request, Refusal(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"))
 
 
-_HANDLERS = {Refusal: _refused, HTTPException: _not_here, RequestValidationError: _malformed}
+async def _failed(request: Request, _: Exception) -> Response:
+    # Starlette raises the error again when this is sent, and the guard logs it.
+    return _told(request, Refusal(500, FAILED))
+
+
+_HANDLERS = {
+    Refusal: _refused,
+    HTTPException: _not_here,
+    RequestValidationError: _malformed,
+    Exception: _failed,
+}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: Said of an error that nobody foresaw.
+FAILED = "the server failed; its log knows where"
+
 
 class Refusal(Exception):
     """A request that is not answered.

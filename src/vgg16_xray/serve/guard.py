@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vgg16_xray.serve.errors import Refusal
+from vgg16_xray.serve.errors import FAILED, Refusal
 from vgg16_xray.serve.log import log
 from vgg16_xray.serve.metrics import Metrics
 from vgg16_xray.serve.settings import Settings
@@ -105,7 +105,7 @@ class Guard:
         except Exception:
             log("failed", level=logging.ERROR, request_id=request_id, exc_info=True)
             if not status:
-                await refused(answer, Refusal(500, "the server failed; its log knows where"), request_id)
+                await refused(answer, Refusal(500, FAILED), request_id)
         finally:
             if reserved:
                 self.open, self._bytes = self.open - 1, self._bytes - reserved

@@ -10,6 +10,8 @@ import traceback
 from typing import Any
 
 LOGGER = "vgg16_xray.serve"
+#: Whose messages are told. Of another library's warning its place is: its words may hold what a client sent.
+OWN = ("vgg16_xray", "uvicorn")
 
 
 def log(event: str, *, level: int = logging.INFO, exc_info: bool = False, **facts: Any) -> None:
@@ -23,7 +25,11 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        line: dict[str, Any] = {"time": moment, "level": record.levelname.lower(), "event": record.getMessage()}
+        line: dict[str, Any] = {"time": moment, "level": record.levelname.lower()}
+        if record.name.split(".")[0] in OWN:
+            line["event"] = record.getMessage()
+        else:
+            line |= {"event": "library", "logger": record.name, "from": f"{record.pathname}:{record.lineno}"}
         line |= getattr(record, "facts", {})
         if record.exc_info and record.exc_info[0]:
             line["error"] = record.exc_info[0].__name__
@@ -32,9 +38,11 @@ class JsonLines(logging.Formatter):
 
 
 def configure() -> None:
-    """Send this server's and uvicorn's records to standard error as JSON lines."""
+    """Send all records to standard error as JSON lines: this server's, uvicorn's, and warnings of other libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    logging.captureWarnings(capture=True)
+    logging.getLogger().handlers = [handler]
     for name in (LOGGER, "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
@@ -42,3 +50,5 @@ def configure() -> None:
     # It would log addresses with what clients wrote into them.
     logging.getLogger("uvicorn.access").handlers = [logging.NullHandler()]
     logging.getLogger("uvicorn.access").propagate = False
+    # It warns of forms that are malformed; who sent one is told so.
+    logging.getLogger("python_multipart.multipart").disabled = True

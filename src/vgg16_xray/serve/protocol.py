@@ -33,6 +33,8 @@ OUTPUTS = {
 }
 #: More films than this in one tensor are refused by the limit on films; a shape must stay a shape.
 LARGEST_SHAPE = 2**31
+#: Numbers as JSON keep the whole process from all else while they are read: 0.2 s for 20 MB. More come as raw bytes.
+MOST_JSON_BYTES = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def read(body: bytes, header_length: str | None) -> Asked:
         header_length: Value of :data:`HEADER_LENGTH`, None where it was not sent.
 
     Raises:
-        Refusal: 400 and what is wrong with it.
+        Refusal: 400, or 413, and what is wrong with it.
     """
     end = len(body)
     if header_length is not None:
@@ -63,6 +65,10 @@ def read(body: bytes, header_length: str | None) -> Asked:
             raise Refusal(
                 400, f"{HEADER_LENGTH}: must be from 1 to the body's {len(body)} bytes, found {header_length}"
             )
+    if end > MOST_JSON_BYTES:
+        raise Refusal(
+            413, f"body: must have at most {MOST_JSON_BYTES:,} bytes of JSON, found {end:,}; send raw bytes for more"
+        )
     try:
         asked = json.loads(body[:end])
     except (ValueError, RecursionError) as error:
@@ -145,7 +151,7 @@ def write(
     Returns:
         The body, and the value of :data:`HEADER_LENGTH` where binary tensors follow.
     """
-    outputs: list[dict[str, Any]] = []
+    outputs: list[str] = []
     behind: list[bytes] = []
     for name, as_bytes in asked.outputs.items():
         value = values[name]
@@ -153,15 +159,18 @@ def write(
         output: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": shape}
         if as_bytes:
             behind.append(_texts(value) if isinstance(value, list) else value.astype("<f4").tobytes())
-            output["parameters"] = {"binary_data_size": len(behind[-1])}
+            outputs.append(json.dumps(output | {"parameters": {"binary_data_size": len(behind[-1])}}))
         else:
-            output["data"] = value if isinstance(value, list) else value.ravel().tolist()
-        outputs.append(output)
-    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
-    if asked.id is not None:
-        answer["id"] = asked.id
-    header = json.dumps(answer).encode()
+            data = json.dumps(value) if isinstance(value, list) else _numbers(value)
+            outputs.append(f'{json.dumps(output)[:-1]}, "data": {data}}}')
+    answer = {"model_name": model, "model_version": version} | ({} if asked.id is None else {"id": asked.id})
+    header = f'{json.dumps(answer)[:-1]}, "outputs": [{", ".join(outputs)}]}}'.encode()
     return b"".join([header, *behind]), str(len(header)) if behind else None
+
+
+def _numbers(values: np.ndarray) -> str:
+    """A flat list in JSON. A row at a time: a feature map of 64 films at once would hold up all else for seconds."""
+    return f"[{', '.join(json.dumps(row.ravel().tolist())[1:-1] for row in values)}]"
 
 
 def _texts(texts: list[str]) -> bytes:

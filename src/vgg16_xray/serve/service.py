@@ -13,16 +13,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vgg16_xray.bundle.classify import Classifier, Outputs, Prediction
+from vgg16_xray.bundle.classify import Classifier, Outputs, Prediction, Seen
 from vgg16_xray.errors import UnreadableFilm
-from vgg16_xray.films.decode import decode
+from vgg16_xray.films.decode import check_film, decode, pixels_in
 from vgg16_xray.serve.batch import Batcher
 from vgg16_xray.serve.metrics import Metrics
 from vgg16_xray.serve.recent import Recent
 from vgg16_xray.serve.settings import Settings
 
-#: Decoded films in memory at most, in batches: while some are computed, others are made ready.
-BATCHES_IN_MEMORY = 4
+#: Films that are in the house's hands at most, in batches: while some are computed, others are made ready. Half of
+#: them may be one request's.
+BATCHES_IN_HAND = 4
 T = TypeVar("T")
 
 
@@ -44,6 +45,20 @@ class _Film:
     with_map: bool
 
 
+class Turns:
+    """One request's share of the house. All others' films stand in the same queues, which are first come, first served.
+
+    A request of many films puts its next one into a queue when one of its own has left it. So who comes with one film
+    waits behind a few of them, not behind all.
+    """
+
+    def __init__(self, *, threads: int, batch: int) -> None:
+        #: Films that are decoded, or wait for a thread.
+        self.decoding = asyncio.Semaphore(threads)
+        #: Films that are anywhere between their file and their answer.
+        self.in_hand = asyncio.Semaphore(max(1, BATCHES_IN_HAND * batch // 2))
+
+
 class Service:
     """A loaded model and its queue.
 
@@ -57,37 +72,52 @@ class Service:
         self.classifier = classifier
         self._settings, self._metrics = settings, metrics
         self._batcher: Batcher[Outputs] = Batcher(self._run, largest=settings.batch)
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="films")
+        self._threads = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="films")
         self._recent = Recent(classifier, metrics)
-        self._room = asyncio.Semaphore(BATCHES_IN_MEMORY * settings.batch)
+        self._room = asyncio.Semaphore(BATCHES_IN_HAND * settings.batch)
 
     def close(self) -> None:
         """Finish what was accepted."""
         self._batcher.close()
         self._pool.shutdown()
 
-    async def answer_file(self, data: bytes, name: str, *, explain: bool = False) -> Answered | UnreadableFilm:
+    def turns(self) -> Turns:
+        """The share of a request that has come."""
+        return Turns(threads=self._threads, batch=self._settings.batch)
+
+    async def pixels_in(self, files: Sequence[bytes]) -> int:
+        """Pixels that the files' headers promise, all together; what cannot be read counts nothing."""
+        return await self._in_pool(lambda: sum(map(pixels_in, files)))
+
+    async def answer_file(
+        self, data: bytes, name: str, turns: Turns, *, explain: bool = False
+    ) -> Answered | UnreadableFilm:
         """Decode and answer one file."""
-        async with self._room:
+        async with turns.in_hand, self._room:
             try:
-                film, square = await self._in_pool(self._decode, data, name)
+                async with turns.decoding:
+                    seen = await self._in_pool(self._decode, data, name)
             except UnreadableFilm as error:
                 self._metrics.films.labels("error").inc()
                 return error
-            return await self._answer(name, film, square, explain=explain, with_map=explain)
+            return await self._answer(name, seen, explain=explain, with_map=explain)
 
-    async def answer_film(self, film: np.ndarray, name: str, *, with_map: bool) -> Answered:
-        """Answer one decoded film, (H, W) uint8."""
-        async with self._room:
-            square = await self._in_pool(self.classifier.square, film)
-            return await self._answer(name, film, square, explain=False, with_map=with_map)
+    async def answer_film(self, film: np.ndarray, name: str, turns: Turns, *, with_map: bool) -> Answered:
+        """Answer one decoded film, (H, W) uint8.
 
-    async def _answer(
-        self, name: str, film: np.ndarray, square: np.ndarray, *, explain: bool, with_map: bool
-    ) -> Answered:
-        future = self._batcher.submit(_Film(square, with_map))
+        Raises:
+            UnreadableFilm: It breaks a rule that films of files keep, too.
+        """
+        async with turns.in_hand, self._room:
+            async with turns.decoding:
+                seen = await self._in_pool(self._check, film, name)
+            return await self._answer(name, seen, explain=False, with_map=with_map)
+
+    async def _answer(self, name: str, seen: Seen, *, explain: bool, with_map: bool) -> Answered:
+        future = self._batcher.submit(_Film(seen.square, with_map))
         raw = await asyncio.wrap_future(future)
-        judged = self.classifier.judged(name, film, raw, explain=explain)
+        judged = self.classifier.judged(name, seen, raw, explain=explain)
         self._metrics.films.labels(judged.answer).inc()
         if self._recent.add(judged):
             # In the pool, and unwaited for: no film's answer comes later for it. A pool that is closing has none.
@@ -98,9 +128,13 @@ class Service:
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    def _decode(self, data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-        film = decode(data, name=name, max_pixels=self._settings.max_pixels)
-        return film, self.classifier.square(film)
+    def _decode(self, data: bytes, name: str) -> Seen:
+        # The film's own pixels, a thousand times its square, end here.
+        return self.classifier.see(decode(data, name=name, max_pixels=self._settings.max_pixels))
+
+    def _check(self, film: np.ndarray, name: str) -> Seen:
+        check_film(film, name, max_pixels=self._settings.max_pixels)
+        return self.classifier.see(film)
 
     def _run(self, films: Sequence[_Film]) -> list[Outputs]:
         started = time.perf_counter()

@@ -39,6 +39,8 @@ class Settings:
     max_pixels: int = 30_000_000
     #: Films in one request at most.
     max_films: int = 64
+    #: Pixels of all films in one request at most: a file of 35 KB may hold 25 million.
+    max_request_pixels: int = 300_000_000
     #: Time for a body to arrive, and again for its answer, seconds.
     seconds: float = 30.0
     #: Time for what was accepted to be finished after SIGTERM, seconds.
@@ -52,7 +54,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served."""
-        for name in ("workers", "batch", "queue", "max_pixels", "max_films"):
+        for name in ("workers", "batch", "queue", "max_pixels", "max_films", "max_request_pixels"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')}: must be at least 1, found {getattr(self, name)}")
         for name in ("max_mb", "seconds", "grace"):

@@ -89,7 +89,7 @@ def look(pixels: NDArray[np.uint8]) -> Floats:
         np.log1p(np.percentile(down, 99)),
         mirrored,
         upside,
-        len(np.unique(pixels)) / 256,
+        sum(count > 0 for count in picture.histogram()) / 256,
         float(-(greys * np.log(greys + 1e-9)).sum()),
     ]
     return np.concatenate([(level / max(float(small.std()), 1.0)).ravel(), greys, figures, bands, peaks])
@@ -310,20 +310,20 @@ def fit(
 
 
 def judge(
-    refusal: Mapping[str, Any], *, pixels: NDArray[np.uint8], probabilities: NDArray[Any], embedding: NDArray[Any]
+    refusal: Mapping[str, Any], *, looks: Floats, probabilities: NDArray[Any], embedding: NDArray[Any]
 ) -> tuple[str, str]:
     """Whether a picture is answered.
 
     Args:
         refusal: What :func:`fit` gave.
-        pixels: (H, W) uint8, at its original size.
+        looks: (F,), what :func:`look` gives of it at its original size.
         probabilities: (K,) calibrated.
         embedding: (E,).
 
     Returns:
         ``answered``, ``abstained`` or ``refused``, and why: words, empty where it is answered.
     """
-    of = verdicts(refusal["film"], look(pixels)[None], np.asarray(embedding, dtype=np.float64)[None])[0]
+    of = verdicts(refusal["film"], looks[None], np.asarray(embedding, dtype=np.float64)[None])[0]
     if of[0] < refusal["film"]["threshold"]:
         return "refused", REASONS[VERDICTS[1 + int(of[1:].argmax())]]
     best = int(np.argmax(probabilities))
