@@ -120,12 +120,79 @@ def test_without_a_script_everything_can_be_read(browser: Any, report: Path) -> 
     context.close()
 
 
+#: Of A4 between the page's margins, 182 mm, in CSS pixels.
+PAPER = 688
+
+
+@pytest.fixture
+def printed(browser: Any, report: Path) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": PAPER, "height": 1000})
+    page = context.new_page()
+    page.emulate_media(media="print")
+    page.goto(report.as_uri())
+    yield page
+    context.close()
+
+
+def test_on_paper_nothing_is_wider_than_the_page_and_no_word_is_broken(printed: Any) -> None:
+    assert printed.evaluate("document.documentElement.scrollWidth") <= PAPER
+    # "anywhere" would let a column be narrower than a word.
+    wraps = "[...document.querySelectorAll('th:not(.mono), td:not(.mono)')].map(c => getComputedStyle(c).overflowWrap)"
+    assert set(printed.evaluate(wraps)) == {"break-word"}
+    # A column is as wide as its longest word: no line of a header holds a part of one.
+    assert printed.evaluate(
+        "[...document.querySelectorAll('thead th')].every(cell => cell.scrollWidth <= cell.clientWidth + 1)"
+    )
+
+
+def test_on_paper_a_value_is_larger_than_what_stands_beside_it(printed: Any) -> None:
+    size = "element => parseFloat(getComputedStyle(element).fontSize)"
+    for table in printed.locator("table:has(td .range)").all():
+        value = table.locator("td").first.evaluate(size)
+        for beside in ("td .range", "thead th", "caption"):
+            if table.locator(beside).count():
+                assert table.locator(beside).first.evaluate(size) < value, beside
+    only = "row => parseFloat(getComputedStyle(row.querySelector('th'), '::after').fontSize)"
+    row = printed.locator("tr.only").first
+    assert row.evaluate(only) < row.locator("th").evaluate(size)
+
+
+def test_on_paper_what_is_folded_is_open(printed: Any) -> None:
+    folded = printed.locator("details:not([open])")
+    assert folded.count() > 2
+    for details in folded.all():
+        content = details.locator("> :not(summary)").first
+        assert content.evaluate("element => element.checkVisibility({contentVisibilityAuto: true})")
+        assert content.bounding_box()["height"] > 10
+
+
+def test_a_table_says_that_it_can_be_scrolled_sideways_only_where_it_can(browser: Any, report: Path) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 900})
+    page = context.new_page()
+    page.goto(report.as_uri())
+    for box in page.locator("main > section > .scroll").all():
+        wide = box.evaluate("box => box.scrollWidth > box.clientWidth")
+        hint = box.evaluate("box => getComputedStyle(box, '::before').display")
+        assert hint == ("block" if wide else "none"), box.get_attribute("aria-label")
+    context.close()
+
+
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     films = list(np.random.default_rng(0).integers(0, 256, size=(2, 224, 224), dtype=np.uint8))
     tile = Tile(films=films, names=["COVID/images/" + "a-long-name-" * 8, "b"], caption="detail 0.9 · residual 0.1")
     section = Section(title="Pairs", text="Six.", tiles=[tile] * 6)
     return write_sheet(tmp_path_factory.mktemp("sheet") / "sheet.html", title="T", lead="L", sections=[section])
+
+
+def test_on_paper_no_card_is_cut_by_the_end_of_a_page(browser: Any, sheet: Path) -> None:
+    context = browser.new_context(viewport={"width": PAPER, "height": 900})
+    page = context.new_page()
+    page.emulate_media(media="print")
+    page.goto(sheet.as_uri())
+    assert page.locator(".sheet > li").first.evaluate("card => getComputedStyle(card).breakInside") == "avoid"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PAPER
+    context.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])

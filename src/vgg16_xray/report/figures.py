@@ -75,6 +75,8 @@ class Picture:
     alt: str
     #: One sentence on how to read it.
     reading: str
+    #: Whether it shows films, whose greys no page may change.
+    of_films: bool = False
 
 
 PICTURES: Mapping[str, Picture] = {
@@ -91,6 +93,7 @@ PICTURES: Mapping[str, Picture] = {
             title="A few films of each class",
             alt="Contact sheet: a row a class, a few training films in each, as the model sees them: 224 x 224, grey.",
             reading="Look for what a model could use instead of the lungs: letters, borders, cables, brightness, age.",
+            of_films=True,
         ),
         Picture(
             file="curves.png",
@@ -135,6 +138,7 @@ PICTURES: Mapping[str, Picture] = {
             title="Worst mistakes",
             alt="Contact sheet: the test films that the model got wrong with the most confidence, true and said class.",
             reading="Look whether the film, the label or the model is wrong: all three happen.",
+            of_films=True,
         ),
     )
 }

@@ -609,8 +609,8 @@ def _quarantine(run: RunDir) -> dict[str, Any] | None:
     }
 
 
-def _pictures(run: RunDir) -> dict[str, dict[str, str] | None]:
-    pictures: dict[str, dict[str, str] | None] = {}
+def _pictures(run: RunDir) -> dict[str, dict[str, Any] | None]:
+    pictures: dict[str, dict[str, Any] | None] = {}
     for name, picture in PICTURES.items():
         file = run.figures / picture.file
         pictures[name] = None
@@ -621,6 +621,7 @@ def _pictures(run: RunDir) -> dict[str, dict[str, str] | None]:
                 # Bytes 16..24 of a PNG are its width and height (PNG specification, IHDR): no jump while loading.
                 "width": str(int.from_bytes(content[16:20], "big")),
                 "height": str(int.from_bytes(content[20:24], "big")),
+                "of_films": picture.of_films,
                 "title": picture.title,
                 "alt": picture.alt,
                 "reading": picture.reading,
