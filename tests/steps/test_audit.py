@@ -15,7 +15,7 @@ from vgg16_xray.cli import app
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json
 from vgg16_xray.films.phantom import Faults, write_dataset
-from vgg16_xray.report.audit import write_audit_page
+from vgg16_xray.report.audit import say_ladder, write_audit_page
 from vgg16_xray.report.terminal import say_of_data
 from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.steps import audit as step
@@ -167,6 +167,30 @@ def test_two_labels_for_one_film_are_a_reason_for_care_at_least(
     for note in ("rows name files that are not there, first Normal/nowhere.png", "what a film of another class shows"):
         assert note in said
         assert note in page.partition("What was noted of the data")[2]
+
+
+def test_masks_that_cannot_be_of_lungs_are_not_used_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "films", films=40, seed=5, size=128, imbalance=TWO)
+    run = RunDir(tmp_path / "audit")
+    assert audit_data([tmp_path / "films"], run, permutations=19, only_ladder=True)["masks"]["words"] == ""
+    film, *masks = sorted((tmp_path / "films" / "Normal" / "masks").iterdir())
+    film.write_bytes((tmp_path / "films" / "Normal" / "images" / film.name).read_bytes())
+    masks[0].write_text("no picture")
+    Image.new("L", (80, 50)).save(masks[1])
+    masks[2].unlink()
+    found = audit(run, permutations=19, only_ladder=True)
+    assert (found["masks"]["given"], found["masks"]["refused"]) == (40, 4)
+    words = found["masks"]["words"]
+    assert words.startswith("4 of 40 masks that come with the films on the ladder were not used ")
+    assert "(1 not of lungs, 2 unreadable or blank, 1 not there)" in words
+    assert f"first Normal/masks/{film.name}: lungs must cover 6% to 60% of the film, found 100%" in words
+    left = found["ladder"]["lungs_erased"]["films_left_out"]
+    assert f"the network found the lungs of {4 - left} of these films" in words
+    assert ("left out of the rungs" in words) == bool(left)
+    say_ladder(found)
+    assert f"note: {words}" in capsys.readouterr().out
 
 
 def test_metadata_that_was_not_used_is_said_by_page_and_terminal(

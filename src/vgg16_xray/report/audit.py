@@ -60,11 +60,18 @@ def say_audited(found: Mapping[str, Any]) -> None:
         out.print(f"    And: {rest}.")
     for note in found["not_checked"]:
         out.print(f" not checked: {note}")
+    _say_masks(found)
 
 
 def say_ladder(found: Mapping[str, Any]) -> None:
     """A row a rung."""
     console().print(_ladder_table(found))
+    _say_masks(found)
+
+
+def _say_masks(found: Mapping[str, Any]) -> None:
+    if words := found["masks"]["words"]:
+        console().print(f"note: {words}")
 
 
 def _ladder_table(found: Mapping[str, Any]) -> Table:
@@ -110,7 +117,7 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
         split=data["split"],
         slight=SLIGHT,
         fingerprint=data["fingerprint"],
-        notes=data.get("notes", []),
+        notes=[note for note in (*data.get("notes", ()), found["masks"]["words"]) if note],
         quarantined=data.get("quarantined", 0),
         quarantine=run.quarantine.name,
         found=found,

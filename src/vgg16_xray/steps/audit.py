@@ -29,7 +29,7 @@ from vgg16_xray.steps.preprocess import fingerprint, preprocess, read_manifest
 from vgg16_xray.trust import confounding
 from vgg16_xray.trust.confounding import FEWEST_GROUPS
 from vgg16_xray.trust.linear_probe import FOLDS, PERMUTATIONS, confusion, macro_f1, out_of_fold
-from vgg16_xray.trust.lungs import find_lungs
+from vgg16_xray.trust.lungs import find_lungs, why_no_lungs
 from vgg16_xray.trust.noise import probabilities_out_of_fold, suspected
 from vgg16_xray.trust.shortcuts import BATCH, LADDER, METADATA, WHOLE, describe, measure, metadata_of, sample, where
 from vgg16_xray.trust.verdict import judge
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 STEP = "audit"
 #: Raised when the same films would give other figures than before.
-VERSION = 4
+VERSION = 5
 #: Films of a class on which the ladder is climbed: more make intervals narrower than the verdict needs.
 PER_CLASS = 500
 #: Suspected labels that are listed by name.
@@ -158,10 +158,13 @@ def audit(
     of_run = (VERSION, fingerprint(films.manifest), list(films.manifest["source"]), per_class, permutations, seed)
     found: dict[str, Any] = {"films": _count(films)}
     parts = _parts(films, only_ladder=only_ladder)
+    # A mask may be mended where it lies.
+    state = _state_of_masks(films)
+    of_masks = {name: [state] for name in ("masks", *(f"ladder.{rung.key}" for rung in LADDER if rung.needs_lungs))}
     # Matrices of 64 columns: a second thread gains nothing, and on a busy machine two wait for each other.
     with threadpool_limits(1, user_api="blas"), progress("audit", total=len(parts), unit="parts") as bar:
         for name, compute in parts.items():
-            key = key_of(*of_run, name, sorted([*k, v] for k, v in films.given.items()))
+            key = key_of(*of_run, name, sorted([*k, v] for k, v in films.given.items()), *of_masks.get(name, []))
             _put(found, name, _once(run, name, key, compute))
             bar.advance(note=name)
     if only_ladder:
@@ -266,8 +269,9 @@ def _parts(films: _Films, *, only_ladder: bool) -> dict[str, Callable[[], Any]]:
         for rung in LADDER
     }
     if only_ladder:
-        return ladder
+        return {"masks": rungs.masks_refused, **ladder}
     return {
+        "masks": rungs.masks_refused,
         "leaks": lambda: _leaks(films),
         "association": lambda: _association(films),
         **ladder,
@@ -448,6 +452,8 @@ class _Rungs:
         self.truth = np.array([names.index(label) for label in self.labels])
         self._films: NDArray[np.uint8] | None = None
         self._lungs: tuple[NDArray[np.bool_] | None, NDArray[np.bool_]] | None = None
+        #: Index on the ladder -> what kind of fault its mask has, and the fault.
+        self._refused: dict[int, tuple[str, str]] = {}
 
     @property
     def films(self) -> NDArray[np.uint8]:
@@ -459,15 +465,42 @@ class _Rungs:
         return self._of.described.of(self._of.rows)
 
     def lungs(self) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_]]:
-        """Masks of the data where they have them, else found; and on which films they are known."""
+        """Masks of the data where they have plausible ones, else found; and on which films they are known."""
         if self._lungs is None:
-            masks, known = read_masks(self._of, self._of.rows)
+            masks, known = self._read()
             missing = np.flatnonzero(~known)
             if len(missing):
                 outlined = find_lungs(self.films[missing])
                 masks[missing], known[missing] = outlined.masks, outlined.found
             self._lungs = (masks if known.any() else None), known
         return self._lungs
+
+    def _read(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        masks, known, self._refused = read_masks(self._of, self._of.rows)
+        return masks, known
+
+    def masks_refused(self) -> dict[str, Any]:
+        """How many masks the data bring, how many of them were not used, and both in words, empty where all were."""
+        given = sum(map(bool, self._of.column("mask", self._of.rows)))
+        if not given:
+            return {"given": 0, "refused": 0, "words": ""}
+        _, known = self.lungs()
+        if not self._refused:
+            return {"given": given, "refused": 0, "words": ""}
+        kinds = Counter(kind for kind, _ in self._refused.values())
+        row, (_, first) = next(iter(self._refused.items()))
+        found = sum(bool(known[i]) for i in self._refused)
+        left = len(self._refused) - found
+        outlined = f"the network found the lungs of {found:,} of these films" if found else ""
+        left_out = f"{left:,} of them are left out of the rungs that need lungs" if left else ""
+        return {
+            "given": given,
+            "refused": len(self._refused),
+            "words": f"{len(self._refused):,} of {given:,} masks that come with the films on the ladder were not used "
+            f"({', '.join(f'{n:,} {kind}' for kind, n in kinds.items())}), first "
+            f"{self._of.column('mask', self._of.rows[[row]])[0]}: {first}; "
+            + ", and ".join(part for part in (outlined, left_out) if part),
+        }
 
     def measure(self, rung: Any) -> dict[str, Any]:
         films = self._of
@@ -489,23 +522,48 @@ class _Rungs:
         )
 
 
-def read_masks(films: _Films, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def read_masks(
+    films: _Films, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], dict[int, tuple[str, str]]]:
     """The data's own masks at the size of the stored films: what is not 0 is lung.
 
     Returns:
-        (N, H, W) bool, and (N,) bool on which films there is a mask that can be read.
+        (N, H, W) bool, (N,) bool on which films there is one that can be of lungs, and for each other one, by its index
+        in `rows`, what kind of fault it has and the fault.
     """
     from PIL import Image
 
     height, width = films.pixels.shape[1:]
     masks, known = np.zeros((len(rows), height, width), bool), np.zeros(len(rows), bool)
+    refused: dict[int, tuple[str, str]] = {}
     for i, row in enumerate(rows.tolist()):
         if films.manifest["mask"].iloc[row]:
+            file = films.file(row, "mask")
+            if not file.is_file():
+                refused[i] = ("not there", "no such file")
+                continue
             try:
-                mask = decode(films.file(row, "mask"))
-            except UnreadableFilm:
+                mask = decode(file)
+            except UnreadableFilm as error:
+                refused[i] = ("unreadable or blank", str(error).removeprefix(f"{file}: "))
                 continue
             image = Image.fromarray((mask > 0).astype(np.uint8) * np.uint8(255))
-            masks[i] = np.asarray(image.resize((width, height), Image.Resampling.NEAREST)) > 0
-            known[i] = masks[i].any()
-    return masks, known
+            drawn = np.asarray(image.resize((width, height), Image.Resampling.NEAREST)) > 0
+            if why := why_no_lungs(drawn):
+                refused[i] = ("not of lungs", why)
+            else:
+                masks[i], known[i] = drawn, True
+    return masks, known, refused
+
+
+def _state_of_masks(films: _Films) -> list[list[Any]]:
+    """What tells, without reading them, that the masks on the ladder are the same as before."""
+    state: list[list[Any]] = []
+    for row in films.rows.tolist():
+        if name := films.manifest["mask"].iloc[row]:
+            try:
+                status = films.file(row, "mask").stat()
+                state.append([row, name, status.st_size, status.st_mtime_ns])
+            except OSError:
+                state.append([row, name])
+    return state

@@ -156,16 +156,28 @@ def _checked(films: np.ndarray) -> np.ndarray:
     return films
 
 
-def _why_not(small: np.ndarray, quality: float) -> str:
-    area = float(small.mean())
+def why_no_lungs(mask: np.ndarray) -> str:
+    """Why a mask cannot be one of lungs, whoever drew it: their share of the film (:data:`AREA`), and their parts.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        One clause; empty where it may be lungs.
+    """
+    area = float(mask.mean())
     if not AREA[0] <= area <= AREA[1]:
         return f"lungs must cover {AREA[0]:.0%} to {AREA[1]:.0%} of the film, found {area:.0%}"
-    held = _two_parts(small, fill=False).sum() / small.sum()
+    held = _two_parts(mask, fill=False).sum() / mask.sum()
     if held < IN_TWO_PARTS:
         return f"two parts must hold {IN_TWO_PARTS:.0%} of the lungs, found {held:.0%}"
-    if quality < QUALITY:
-        return f"quality must be at least {QUALITY:.2f}, found {quality:.2f}"
     return ""
+
+
+def _why_not(small: np.ndarray, quality: float) -> str:
+    return why_no_lungs(small) or (
+        f"quality must be at least {QUALITY:.2f}, found {quality:.2f}" if quality < QUALITY else ""
+    )
 
 
 def _two_parts(mask: np.ndarray, *, fill: bool = True) -> np.ndarray:
