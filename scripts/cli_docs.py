@@ -15,7 +15,8 @@ HEAD = """# The command line
 
 Made from the commands themselves by `python scripts/cli_docs.py`.
 
-Exit codes: 0 done, 1 some inputs failed, 2 wrong usage or unusable input. An error is one line on standard error that
+Exit codes: 0 done, 1 some inputs failed, 2 wrong usage or unusable input, 130 interrupted (Ctrl-C), 143 terminated
+(SIGTERM). An error is one line on standard error that
 names the file or parameter, the rule and what was found. `--debug` shows the traceback with it, `--quiet` leaves out
 progress and notes; both are accepted anywhere. Colours are shown on a terminal only. `vgg16-xray --install-completion`
 teaches the shell to complete.

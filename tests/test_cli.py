@@ -115,6 +115,8 @@ def test_no_command_within_a_command_is_forgotten() -> None:
         ("pre", {"predict", "preprocess"}),
         ("predict --mo", {"--model"}),
         ("audit ", {"all", "leaks", "shortcuts"}),
+        ("predict --format ", {"table", "json", "jsonl", "csv"}),
+        ("compare --format ", {"table", "json"}),
     ],
 )
 def test_the_shell_completes_commands_and_options(words: str, offered: set[str]) -> None:
@@ -250,6 +252,19 @@ def test_an_interrupt_is_one_line_and_130(
     assert err.strip() == "vgg16-xray: interrupted; what is finished is kept, and the same command goes on from there"
 
 
+def test_an_interrupt_before_the_command_line_is_loaded_has_no_traceback() -> None:
+    done = python(
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'vgg16_xray.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from vgg16_xray.__main__ import main\n"
+        "main()\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 BLOCKED = """
 import sys
 
@@ -275,6 +290,7 @@ main()
 @pytest.mark.parametrize("command", ["train {tmp}", "demo --to {tmp}", "predict x.png --model {tmp}", "report {tmp}"])
 def test_a_missing_extra_is_one_line_with_the_command_that_mends_it(command: str, tmp_path: Path) -> None:
     blocked = ("torch", "pandas")
+    RunDir(tmp_path).config.write_text("")
     done = python(BLOCKED.format(blocked=blocked), *command.format(tmp=tmp_path).split())
     name = command.split(maxsplit=1)[0]
     assert done.returncode == 2
@@ -283,7 +299,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_mends_it(command: str
         f"vgg16-xray: vgg16-xray {name} needs the extra 'train', and torch, pandas is not installed; "
         'install it with: pip install "kbs-vgg16-xray[train]"\n'
     )
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [RunDir(tmp_path).config]
 
 
 def test_help_needs_no_extra() -> None:

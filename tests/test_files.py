@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,32 @@ def test_a_process_killed_in_the_block_leaves_the_old_file(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(file)], check=False).returncode == -9
     assert file.read_text() == "old"
+
+
+def test_behind_a_link_the_file_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.txt").symlink_to("elsewhere/b.txt")
+    for text in ("first", "second"):
+        with whole_file(tmp_path / "a.txt") as temporary:
+            assert temporary.parent == tmp_path / "elsewhere"
+            temporary.write_text(text)
+        assert (tmp_path / "a.txt").is_symlink()
+        assert (tmp_path / "elsewhere" / "b.txt").read_text() == text
+        assert len(list((tmp_path / "elsewhere").iterdir())) == 1
+    (tmp_path / "round.txt").symlink_to("round.txt")
+    with pytest.raises(UserError, match=r"round\.txt: cannot be written"):
+        write_text(tmp_path / "round.txt", "text")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(UserError, match="must be a file, found a device or pipe"):
+            write_text(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
 
 
 @pytest.fixture(params=["in one step", "in two"])

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vgg16_xray import RESEARCH_USE_ONLY, cli
-from vgg16_xray.bundle.classify import Classifier, Prediction
+from vgg16_xray.bundle.classify import Classifier, NoFilm, Prediction
 from vgg16_xray.bundle.format import BundleDir
 from vgg16_xray.cli import _run as command
 from vgg16_xray.errors import UserError
@@ -167,6 +167,7 @@ def fabricated_folds(path: Path, *, other_base: int | None = None) -> RunDir:
         each.append({"run": f"folds/{number}", "checkpoint_sha256": sha256_of(model)})
     write_json(FoldsDir(run.path).numbers, {"trained_as": "", "each": each})
     run.stamp("folds", "", seconds=0)
+    run.config.write_text("")
     return run
 
 
@@ -218,7 +219,7 @@ def test_csv_has_the_header_of_the_design(
     rows = list(csv.DictReader(io.StringIO(out)))
     labels = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
     assert out.splitlines()[0] == (
-        "path,prediction,confidence," + ",".join(f"p_{label}" for label in labels) + ",answer,reason"
+        "path,prediction,confidence," + ",".join(f"p_{label}" for label in labels) + ",answer,reason,set"
     )
     assert [row["path"] for row in rows] == [str(film) for film in [*films, broken]]
     assert [row["answer"] for row in rows] == ["answered"] * 3 + ["error"]
@@ -260,7 +261,7 @@ def test_the_table_shows_names_as_they_are(
 def test_a_file_gets_the_answers_and_the_screen_the_warning(
     films: list[Path], small_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], format_: str
 ) -> None:
-    out = tmp_path / "new" / "answers"
+    out = tmp_path / "answers"
     arguments = ["predict", "--format", format_, "--model", small_run.path, "--out", out, "--", *films]
     code, output, errors = run(arguments, capsys)
     assert (code, output) == (0, "")
@@ -308,8 +309,9 @@ def test_a_folder_is_its_films_without_masks(drawn_films: Path, tmp_path: Path, 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ".hidden.png").write_bytes(b"x")
     (tmp_path / "other" / "text.txt").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"other: must hold films .* found none"):
-        films_in([tmp_path / "other"])
+    (none,) = films_in([tmp_path / "other"])
+    assert isinstance(none, NoFilm)
+    assert none.reason.startswith("must hold films (.bmp, ")
 
 
 @pytest.mark.parametrize(
@@ -317,18 +319,27 @@ def test_a_folder_is_its_films_without_masks(drawn_films: Path, tmp_path: Path, 
     [
         (
             ["--model", "{tmp}/none"],
-            "--model: must be a bundle or a run with a trained model, found none in {tmp}/none",
+            "--model: must be a bundle (config.json), a run (run.toml) or a run's model.safetensors, "
+            "found none: {tmp}/none",
         ),
-        (["--model", "{tmp}"], "--model: must be a run with a trained model, found none in {tmp}"),
+        (
+            ["--model", "{tmp}"],
+            "--model: must be a bundle (config.json), a run (run.toml) or a run's model.safetensors, "
+            "found a folder with neither: {tmp}",
+        ),
+        (
+            ["--model", "{run}", "--precision", "int8"],
+            "--precision: must be left out where a run answers, found 'int8'",
+        ),
         (["--model", "{run}", "--format", "xml"], "--format: must be one of table, json, jsonl, csv, found 'xml'"),
         (
             ["--model", "{run}", "--engine", "gpu"],
             "--engine: must be one of auto, torch-bfloat16, torch-float32, onnx-float32, ",
         ),
         (["--model", "{run}", "--out", "{tmp}"], "--out: must be a file, found the folder {tmp}"),
-        (["--model", "{film}"], "{film}: must be a whole safetensors file, found"),
+        (["--model", "{tmp}/a.safetensors"], "{tmp}/a.safetensors: must be a whole safetensors file, found"),
     ],
-    ids=["no model", "no run", "format", "engine", "out", "not a model"],
+    ids=["no model", "no run", "precision", "format", "engine", "out", "not a model"],
 )
 def test_wrong_usage_is_one_line(
     films: list[Path],
@@ -338,7 +349,8 @@ def test_wrong_usage_is_one_line(
     arguments: list[str],
     line: str,
 ) -> None:
-    names = {"tmp": tmp_path, "run": small_run.path, "film": films[2]}
+    names = {"tmp": tmp_path, "run": small_run.path}
+    (tmp_path / "a.safetensors").write_bytes(b"no model")
     code, out, err = run(["predict", films[2], *(text.format(**names) for text in arguments)], capsys)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
@@ -346,7 +358,7 @@ def test_wrong_usage_is_one_line(
 
 
 def test_text_of_answers_needs_no_model() -> None:
-    assert as_csv([], labels=["a", "b"]) == "path,prediction,confidence,p_a,p_b,answer,reason\n"
+    assert as_csv([], labels=["a", "b"]) == "path,prediction,confidence,p_a,p_b,answer,reason,set\n"
     assert json.loads(as_json([], labels=["a", "b"], model="m"))["predictions"] == []
 
 

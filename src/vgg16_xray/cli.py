@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,16 +17,15 @@ from typer.core import TyperGroup
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__, progress, ranks
 from vgg16_xray.config import SEED
-from vgg16_xray.errors import EXIT_DONE, EXIT_SOME_FAILED, EXIT_UNUSABLE, UserError
+from vgg16_xray.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, EXIT_UNUSABLE, UserError, one_line
 from vgg16_xray.extras import require
 
 if TYPE_CHECKING:
+    from vgg16_xray.bundle.classify import Prediction
     from vgg16_xray.config import Recipe
     from vgg16_xray.pipeline import Finished
     from vgg16_xray.rundir import RunDir
 
-#: What a shell expects of a program that was interrupted: 128 + SIGINT.
-EXIT_INTERRUPTED = 130
 #: Commands that several processes of a launcher carry out together, see :mod:`vgg16_xray.ranks`.
 TOGETHER = ("run", "train", "validate", "test")
 #: What typer raises for wrong usage: ``ClickException`` of the click that this typer was made with, which may be click
@@ -345,13 +346,21 @@ def report(
         typer.echo(f"report: {write_report(run_dir)}")
 
 
+def _formats_of_compare() -> list[str]:
+    from vgg16_xray.report.comparison import FORMATS
+
+    return list(FORMATS)
+
+
 @app.command()
 def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(help="Two or more run directories; the others are compared with the first.", show_default=False),
     ],
-    format_: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+    format_: Annotated[
+        str, typer.Option("--format", help="table or json.", autocompletion=_formats_of_compare)
+    ] = "table",
     json: AsJson = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for comparison.html and comparison.json too.")
@@ -632,12 +641,20 @@ def check(
     typer.echo(f"{folder}: whole")
 
 
+def _formats_of_predict() -> list[str]:
+    from vgg16_xray.predict import FORMATS
+
+    return list(FORMATS)
+
+
 @app.command()
 def predict(
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="Films, folders of films, patterns, or - for a film on standard input.", show_default=False
+            help="Films, folders of films, patterns, or - for a film on standard input. What is named twice is "
+            "answered twice.",
+            show_default=False,
         ),
     ],
     *,
@@ -645,9 +662,20 @@ def predict(
         Path | None,
         typer.Option("--model", help="A bundle, or a run; the model in the package by default.", show_default=False),
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="table, json, jsonl or csv.")] = "table",
+    format_: Annotated[
+        str, typer.Option("--format", help="table, json, jsonl or csv.", autocompletion=_formats_of_predict)
+    ] = "table",
     json: AsJson = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write there and not to standard output.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            readable=False,
+            help="Write there and not to standard output: into a file when all is answered, into a pipe or device at "
+            "once.",
+        ),
+    ] = None,
     precision: Annotated[
         str, typer.Option("--precision", help="Of a bundle: int8, float32, or auto, which is int8 where there is one.")
     ] = "auto",
@@ -660,37 +688,61 @@ def predict(
 
     Example: vgg16-xray predict film.png folder --format csv --out answers.csv
     """
-    from vgg16_xray.files import write_text
-    from vgg16_xray.predict import FORMATS, draw_answer, films_in, open_model, rendered
+    from vgg16_xray.predict import (
+        FORMATS,
+        ROWS,
+        checked_out,
+        draw_answer,
+        images_in,
+        keep_films,
+        open_model,
+        opened,
+        places_of,
+        write_answers,
+    )
 
     format_ = "json" if json else format_
     if format_ not in FORMATS:
         raise UserError(f"--format: must be one of {', '.join(FORMATS)}, found '{format_}'")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out: must be a file, found the folder {out}")
-    films: list[Any] = []
-    for given in images:
-        films += [sys.stdin.buffer.read()] if str(given) == "-" else films_in([given])
+    out, films = checked_out(out), images_in(images)
+    places = places_of(films)
+    if out is not None:
+        keep_films(out, places, option="--out")
     answering = open_model(model, engine=engine, precision=precision)
     if explain is not None and not answering.explains:
         raise UserError("--explain: must have a bundle whose head is linear, found a model without heat maps")
     for note in answering.notes:
         _note(f"note: {note}")
-    started, answers = time.monotonic(), []
-    for number, answer in enumerate(answering.stream(films, explain=explain is not None, quiet=False), start=1):
-        answers.append(answer)
-        if explain is not None and answer.heat is not None:
-            draw_answer(films[number - 1], answer, explain / f"{number:04d}-{Path(answer.path).stem}.png")
+    started = time.monotonic()
+
+    def answered(quiet: bool) -> Iterator[Prediction]:
+        stream = answering.stream(films, explain=explain is not None, quiet=quiet)
+        for number, answer in enumerate(stream, start=1):
+            if explain is not None and answer.heat is not None:
+                drawn = explain / f"{number:04d}-{Path(answer.path).stem}.png"
+                keep_films(drawn, places, option="--explain")
+                draw_answer(films[number - 1], answer, drawn)
+            yield answer
+
+    def shift_of(answers: Sequence[Prediction]) -> dict[str, Any] | None:
+        # One film has no company to be like or unlike.
+        return answering.shift_of(answers) if len(films) > 1 else None
+
+    with opened(out) as stream:
+        # Rows that come on the screen are progress enough.
+        answers = write_answers(
+            answered(quiet=format_ in ROWS and stream.isatty()),
+            stream,
+            format_,
+            films=len(films),
+            labels=answering.labels,
+            model=model,
+            shift_of=shift_of,
+        )
     took = time.monotonic() - started
-    # One film has no company to be like or unlike.
-    shift = answering.shift_of(answers) if len(films) > 1 else None
-    text = rendered(answers, format_, labels=answering.labels, model=model, colours=out is None, shift=shift)
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text(out, text)
-    if format_ in ("csv", "jsonl") or out is not None:
+    if format_ in ROWS or out is not None:
         typer.echo(RESEARCH_USE_ONLY, err=True)
+        shift = shift_of(answers)
         _note(f"note: {shift['words']}" if shift else None)
     if len(films) > 1:
         _note(f"{len(films):,} films in {took:.1f} s, {len(films) / took:.1f} films/s")
@@ -993,6 +1045,12 @@ def main() -> None:
             # A terminal that knows no dash between two bounds must not end what took an hour to compute.
             stream.reconfigure(errors="backslashreplace")
     code = _run(sys.argv[1:])
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # The disk behind it is full, which was said; Python would say it once more, and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if ranks.size() > 1:
         # After an error: threads that wait for a rank which is gone would not let the process end.
         sys.stdout.flush()
@@ -1026,8 +1084,12 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = error.filename or "standard output"
+            ranks.say_once(f"vgg16-xray: {one_line(str(where))}: cannot be written ({error.strerror})")
+            return EXIT_UNUSABLE
         ranks.say_once(
-            f"vgg16-xray: unexpected {type(error).__name__}: {' '.join(str(error).split())}; "
+            f"vgg16-xray: unexpected {type(error).__name__}: {one_line(str(error))}; "
             "what is finished is kept; --debug shows where, please report it"
         )
         return EXIT_UNUSABLE
@@ -1049,7 +1111,7 @@ def _together(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
 
 def _wrong_usage(error: Any) -> str:
     """What typer says, on one line; where it had pydantic check a value, with what was found, which it leaves out."""
-    text = " ".join(error.format_message().split()).rstrip(".")
+    text = one_line(error.format_message()).rstrip(".")
     return ", ".join([text, *(f"found '{found['input']}'" for found in getattr(error.__cause__, "errors", list)())])
 
 

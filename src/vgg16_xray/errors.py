@@ -6,8 +6,24 @@ code; a server would turn it into an HTTP status.
 
 from __future__ import annotations
 
+import re
+
 #: Exit codes of the command line: everything done; some of the inputs failed; wrong usage or unusable input.
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_UNUSABLE = 0, 1, 2
+#: What a shell expects of a program that was interrupted: 128 + SIGINT.
+EXIT_INTERRUPTED = 130
+#: What a terminal obeys and does not show: C0, DEL, C1 (ECMA-48), Unicode's line separators and changes of direction.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: what it would obey is written as Python writes it, e.g. ``\\x1b`` for escape."""
+    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """Text on one line for people, whatever a name or a foreign library put into it."""
+    return visible(" ".join(text.split()))
 
 
 class UserError(Exception):
@@ -27,14 +43,19 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """One line, whatever a foreign library put into the message."""
-        text = self.message if self.hint is None else f"{self.message}; {self.hint}"
-        return " ".join(text.split())
+        return one_line(self.message if self.hint is None else f"{self.message}; {self.hint}")
 
 
 class UnreadableFilm(UserError):
     """A file that is not a usable radiograph. It is left out and listed; the run goes on."""
 
     exit_code = EXIT_SOME_FAILED
+
+
+class Interrupted(UserError):
+    """Ctrl-C, where more can be said than that."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class MissingExtra(UserError):

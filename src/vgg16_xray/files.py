@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,22 +23,40 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     The content is on the disk before the name is, so a reader, or a machine that lost power, sees the old file or the
     new one and never half of either. A block that raises leaves neither the temporary file nor a changed `path`.
+    Where `path` is a link, the file that it leads to is replaced, and the link stays.
 
     Raises:
-        UserError: The disk is full, or the folder cannot be written.
+        UserError: The disk is full, the folder cannot be written, or a device or pipe stands there, which is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with saying_why_not_written(path):
+        if is_device(path):
+            raise UserError(f"{path}: must be a file, found a device or pipe")
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with saying_why_not_written(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            temporary.replace(path)
+            temporary.replace(target)
     finally:
         # Nothing to remove where a folder of the path is a file or closed to us; then the error above counts.
         with suppress(OSError):
             temporary.unlink()
+
+
+def is_device(path: Path) -> bool:
+    """Whether something stands there, perhaps behind a link, that is neither file nor folder.
+
+    Raises:
+        OSError: It cannot be found out.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def replace_folder(new: Path, old: Path) -> None:

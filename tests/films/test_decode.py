@@ -443,6 +443,22 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path):
     assert "must have at most 536,870,912 bytes" in reason(tmp_path / "film.png")
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="has no /proc")
+def test_what_the_system_makes_up_is_not_read():
+    assert "found an empty file" in reason(Path("/proc/self/status"))
+
+
+def test_a_broken_dicom_is_told_in_words():
+    pixels = np.full((64, 64), 7, np.uint16)
+    assert "must hold pixels, found an empty" in reason(dicom(pixels, pixels=b""))
+    data = pydicom.dcmread(io.BytesIO(dicom(pixels)))
+    data.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+    data.PixelData = pydicom.encaps.encapsulate([b"no JPEG 2000"])
+    data["PixelData"].VR = "OB"
+    data.save_as(file := io.BytesIO())
+    assert reason(file.getvalue()).endswith("damaged DICOM (its compressed pixels cannot be decoded)")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read(tmp_path):
     (tmp_path / "film.png").write_bytes(PNG)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,15 +24,15 @@ from vgg16_xray.bundle.format import (
     session_of,
     verify,
 )
-from vgg16_xray.errors import UnreadableFilm, UserError
+from vgg16_xray.errors import UnreadableFilm, UserError, one_line
 from vgg16_xray.films.decode import check_film, decode
 from vgg16_xray.progress import progress
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    #: A file, the bytes of one, or (H, W) uint8 pixels.
-    Image = Path | str | bytes | np.ndarray
+    #: A file, the bytes of one, (H, W) uint8 pixels, or what was named and holds no film.
+    Image: TypeAlias = "Path | str | bytes | np.ndarray | NoFilm"
 
 #: Films that go through the network together: in int8, more are not faster.
 BATCH = 8
@@ -42,6 +42,14 @@ PRECISIONS = ("auto", "int8", "float32")
 TOLERANCE = 1e-3
 #: What an answer may be; "refused": no frontal chest film.
 ANSWERED, ABSTAINED, REFUSED, ERROR = ANSWERS = ("answered", "abstained", "refused", "error")
+
+
+@dataclass(frozen=True)
+class NoFilm:
+    """What was named among films and holds none; its answer is the reason."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +406,8 @@ def decode_image(image: Image) -> np.ndarray:
     Raises:
         UnreadableFilm: It is no film.
     """
+    if isinstance(image, NoFilm):
+        raise UnreadableFilm(f"{image.name}: {image.reason}")
     if not isinstance(image, np.ndarray):
         return decode(Path(image) if isinstance(image, str) else image)
     if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
@@ -408,6 +418,8 @@ def decode_image(image: Image) -> np.ndarray:
 
 def name_of(image: Image, number: int) -> str:
     """What an image is called in its answer: the path, ``-`` for bytes, ``array <number>`` for pixels."""
+    if isinstance(image, NoFilm):
+        return image.name
     if isinstance(image, np.ndarray):
         return f"array {number}"
     return "-" if isinstance(image, bytes) else str(image)
@@ -415,7 +427,7 @@ def name_of(image: Image, number: int) -> str:
 
 def _unreadable(name: str, error: UnreadableFilm) -> Prediction:
     reason = str(error)
-    for where in (name, "image", "array"):
+    for where in (one_line(name), "image", "array"):
         reason = reason.removeprefix(f"{where}: ")
     return Prediction(path=shown(name), answer=ERROR, reason=shown(reason))
 

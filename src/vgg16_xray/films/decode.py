@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -142,13 +144,17 @@ def pixels_sha256(film: np.ndarray) -> str:
 
 def _read(path: Path, where: str) -> bytes:
     try:
+        found = path.stat()
         # A folder, a pipe or a device would block or fail in odd ways; /dev/zero would never end.
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "a device or pipe" if path.exists() else "none"
-            raise UnreadableFilm(f"{where}: must be a file, found {found}")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise UnreadableFilm(f"{where}: must have at most {MAX_BYTES:,} bytes, found {size:,}")
-        return path.read_bytes()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or pipe"
+            raise UnreadableFilm(f"{where}: must be a file, found {kind}")
+        if found.st_size > MAX_BYTES:
+            raise UnreadableFilm(f"{where}: must have at most {MAX_BYTES:,} bytes, found {found.st_size:,}")
+        # What the system makes up as it is read (/proc/kmsg) has no size, and may have no end.
+        return path.read_bytes() if found.st_size else b""
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnreadableFilm(f"{where}: must be a file, found none") from error
     except OSError as error:
         raise UnreadableFilm(f"{where}: cannot be read ({error.strerror or error})") from error
 
@@ -183,7 +189,21 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> np.ndarray:
     except Exception as error:
         # Damaged files make Pillow's decoders raise nearly anything (OSError, SyntaxError, struct.error, zlib.error,
         # ValueError, IndexError, ...); for the user it is one thing.
-        raise UnreadableFilm(f"{where}: damaged image ({str(error)[:200] or type(error).__name__})") from error
+        raise UnreadableFilm(f"{where}: damaged image ({_in_words(error)})") from error
+
+
+#: What only a programmer understands in the message of a library.
+_INSIDES = re.compile(r"object at 0x|NoneType|object has no|object is not|positional argument")
+
+
+def _in_words(error: Exception) -> str:
+    """What a decoder found, for people."""
+    text = " ".join(str(error).split())
+    if "by all available plugins" in text:  # pydicom; one complaint for each plugin follows
+        return "its compressed pixels cannot be decoded"
+    if not text or isinstance(error, (TypeError, LookupError, AssertionError)) or _INSIDES.search(text):
+        return "what it holds does not fit together"
+    return text[:200]
 
 
 _warnings_lock = threading.Lock()
@@ -314,12 +334,14 @@ def _decode_dicom(data: bytes, where: str, max_pixels: int) -> np.ndarray:
                 f"{where}: compressed DICOM needs a decoder that is not installed",
                 hint='install it with: pip install "kbs-vgg16-xray[dicom]"',
             ) from error
-        raise UnreadableFilm(f"{where}: damaged DICOM ({text[:200] or type(error).__name__})") from error
+        raise UnreadableFilm(f"{where}: damaged DICOM ({_in_words(error)})") from error
 
 
 def _check_dicom(dataset: Dataset, where: str, max_pixels: int) -> None:
     if "Rows" not in dataset or "Columns" not in dataset or not any(name in dataset for name in PIXEL_ELEMENTS):
         raise UnreadableFilm(f"{where}: must hold pixels, found a DICOM object without an image")
+    if not any(len(dataset.get(name) or b"") for name in PIXEL_ELEMENTS):
+        raise UnreadableFilm(f"{where}: must hold pixels, found an empty element for them")
     _check_size(int(dataset.Columns), int(dataset.Rows), where, max_pixels)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:

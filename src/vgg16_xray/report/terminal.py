@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from vgg16_xray import RESEARCH_USE_ONLY
+from vgg16_xray.errors import visible
 from vgg16_xray.films.split import SPLITS, TEST
 from vgg16_xray.progress import clock
 from vgg16_xray.rundir import FoldsDir, read_config
@@ -243,26 +246,41 @@ def say_exported(done: Exported) -> None:
 
 
 def predictions_as_text(predictions: Sequence[Prediction], *, labels: Sequence[str], colours: bool) -> str:
-    """A table for people.
+    """A table for people, in which a name gives the terminal no orders.
+
+    Where the probabilities of all classes would take more than half of the width, the predicted one's stands alone.
 
     Args:
         predictions: The answers, in their order.
         labels: (K,) the classes, a column of probabilities each.
         colours: Whether colours are wanted where the terminal has them.
     """
+    on_terminal = colours and sys.stdout.isatty()
+    text = io.StringIO()
+    out = _console(file=text, force_terminal=on_terminal, no_color=not colours, width=None if on_terminal else WIDTH)
+    columns = [visible(label) for label in labels]
+    all_fit = sum(cell_len(label) + 3 for label in columns) <= out.width // 2
     table = Table(title=RESEARCH_USE_ONLY, title_justify="left", caption_justify="left")
     table.add_column("film", overflow="fold")
-    table.add_column("prediction")
-    for label in labels:
-        table.add_column(label, justify="right")
-    table.add_column("reason", overflow="fold")
+    table.add_column("prediction", overflow="fold")
+    for label in columns if all_fit else ["probability"]:
+        table.add_column(label, justify="right", no_wrap=True)
+    if reasons := any(row.reason for row in predictions):
+        table.add_column("reason", overflow="fold")
     for row in predictions:
-        p = [f"{value:.3f}" for value in row.probabilities.values()] or ["–"] * len(labels)
-        said = (
-            row.prediction or row.answer if row.answer in ("answered", "error") else f"({row.prediction}) {row.answer}"
-        )
-        table.add_row(row.path, said, *p, row.reason)
-    out = _console(no_color=not colours, width=None if colours and sys.stdout.isatty() else WIDTH)
-    with out.capture() as captured:
-        out.print(table)
-    return captured.get()
+        values = row.probabilities.values() if all_fit else [row.confidence] if row.confidence is not None else []
+        p = [f"{value:.3f}" for value in values] or ["–"] * (len(columns) if all_fit else 1)
+        table.add_row(visible(row.path), visible(_said(row)), *p, *([visible(row.reason)] if reasons else []))
+    if not all_fit:
+        table.caption = "all probabilities: --format csv or json"
+    out.print(table)
+    return text.getvalue()
+
+
+def _said(row: Prediction) -> str:
+    if row.prediction is None:
+        return row.answer
+    # What is no film is of no class.
+    others = () if row.answer == "refused" else (label for label in row.set or () if label != row.prediction)
+    said = " or ".join([row.prediction, *others])
+    return said if row.answer == "answered" else f"({said}) {row.answer}"
