@@ -172,9 +172,9 @@ def test_completion_is_installed_for_each_shell(shell: str, tmp_path: Path) -> N
         (["init", "{tmp}", "--train-from", "top"], "recipe.train_from: must be one of head"),
         (["preprocess", "{tmp}/none", "--out", "{tmp}/new"], "{tmp}/none: "),
         (["run", "{tmp}/none", "--out", "{tmp}/new"], "{tmp}/none: "),
-        (["run", "{tmp}", "--out", "{tmp}/new", "--resume"], "{tmp}/new: --resume needs a training that was"),
-        (["run", "{tmp}", "--out", "{tmp}/new", "--map", "x"], "--map: "),
-        (["run", "{tmp}", "--out", "{tmp}/file"], "{tmp}/file: "),
+        (["run", "{tmp}/films", "--out", "{tmp}/new", "--resume"], "{tmp}/new: --resume needs a training that was"),
+        (["run", "{tmp}/films", "--out", "{tmp}/new", "--map", "x"], "--map: "),
+        (["run", "{tmp}/films", "--out", "{tmp}/file"], "{tmp}/file: "),
         (["demo", "--films", "3"], "Invalid value for '--films'"),
         (["cache", "clear", "--older-than", "-1"], "Invalid value for '--older-than'"),
         (["cache", "clean"], "No such command 'clean'"),
@@ -185,6 +185,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "films").mkdir()
     code, out, err = run(capsys, *(text.format(tmp=tmp_path) for text in arguments))
     assert code == 2, err
     assert out == ""
