@@ -166,6 +166,16 @@ def test_on_paper_what_is_folded_is_open(printed: Any) -> None:
         assert content.bounding_box()["height"] > 10
 
 
+def test_on_a_wide_screen_no_table_is_cut(browser: Any, report: Path) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+    cut = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1)"
+    assert page.evaluate(f"{cut}.map(box => box.getAttribute('aria-label'))") == []
+    context.close()
+
+
 def test_a_table_says_that_it_can_be_scrolled_sideways_only_where_it_can(browser: Any, report: Path) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 900})
     page = context.new_page()

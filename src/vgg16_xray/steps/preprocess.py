@@ -531,11 +531,12 @@ def _manifest(
     exact = len(content) - table["pixels_sha256"].nunique()
     near = len(content) - len(set(content)) - exact
     if exact:
-        notes.append(f"{exact} films are exact copies of another; copies stand on one side of the split")
+        are = " is an exact copy" if exact == 1 else "s are exact copies"
+        notes.append(f"{exact} film{are} of another; copies stand on one side of the split")
     if near:
         notes.append(
-            f"{near} films show what another shows, encoded, cut or mirrored otherwise (pairs.csv); they stand on one "
-            "side of the split"
+            f"{near} film{' shows' if near == 1 else 's show'} what another shows, encoded, cut or mirrored otherwise "
+            "(pairs.csv); copies stand on one side of the split"
         )
     if contradicted := splitting.conflicts(labels=labels, pixels=content):
         notes.append(
