@@ -297,7 +297,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_mends_it(command: str
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        f"vgg16-xray: vgg16-xray {name} needs the extra 'train', and torch, pandas is not installed; "
+        f"vgg16-xray: vgg16-xray {name} needs the extra 'train', and torch, pandas are not installed; "
         'install it with: pip install "kbs-vgg16-xray[train]"\n'
     )
     assert list(tmp_path.iterdir()) == [RunDir(tmp_path).config]

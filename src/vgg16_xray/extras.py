@@ -40,7 +40,8 @@ def require(extra: str, *, purpose: str) -> None:
     """
     missing = [name for name in MODULES[extra] if find_spec(name) is None]
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise MissingExtra(
-            f"{purpose} needs the extra '{extra}', and {', '.join(missing)} is not installed",
+            f"{purpose} needs the extra '{extra}', and {', '.join(missing)} {verb} not installed",
             hint=f'install it with: pip install "kbs-vgg16-xray[{extra}]"',
         )

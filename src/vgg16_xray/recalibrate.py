@@ -241,5 +241,8 @@ def _answer_golden(bundle: BundleDir, written: BundleDir, config: BundleConfig) 
         )
     write_json(
         written.golden,
-        {"films": sorted(films, key=lambda film: max(max(answer) for answer in film["probabilities"].values()))},
+        {
+            "labels": list(config.labels),
+            "films": sorted(films, key=lambda film: max(max(answer) for answer in film["probabilities"].values())),
+        },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vgg16_xray.bundle.graph import square_graph
 from vgg16_xray.bundle.onnxfile import inspect
 from vgg16_xray.errors import UserError
 from vgg16_xray.rundir import sha256_of
+from vgg16_xray.serve.page import write_page
 
 
 def foreign_operator(model: onnx.ModelProto) -> None:
@@ -190,7 +192,7 @@ def test_graphs_that_this_version_writes_pass_and_the_packaged_one_is_what_is_wr
     [
         ({"format": 2}, "format: must be 1, found 2"),
         ({"labels": ["a"]}, "labels: must be 2 to 1000 different names"),
-        ({"labels": "ab"}, "labels must be a list, found ab"),
+        ({"labels": "ab"}, "labels: must be a list, found 'ab'"),
         ({"labels": ["a", "a"]}, "labels: must be 2 to 1000 different names"),
         ({"size": 10**9}, "size: must be 32 to 1024 pixels, found 1000000000"),
         ({"temperature": 0.0}, "temperature: must be a number above 0, found 0.0"),
@@ -198,7 +200,7 @@ def test_graphs_that_this_version_writes_pass_and_the_packaged_one_is_what_is_wr
         ({"head": {"cam_weights": [[1.0]]}}, "head.cam_weights: must be 4 x 512 numbers"),
         ({"unheard_of": 1}, "must hold known values, found unheard_of"),
         ({"sha256": {}}, "sha256 must name model.int8.onnx, found no hash of it"),
-        ({"sha256": {"../../x": "0"}}, "sha256 must name model.int8.onnx"),
+        ({"sha256": {"../../x": "0"}}, "sha256: must be hashes of a bundle's files .*, found '../../x'"),
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else "",
 )
@@ -209,6 +211,121 @@ def test_a_value_of_the_configuration_is_refused_by_name(
     config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | value), "utf-8")
     with pytest.raises(UserError, match=f"config.json: .*{line}"):
         Classifier.load(copy_of_bundle)
+
+
+CLASSES = "must be 4 numbers from 0 to 1, one a class"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("labels", ["x" * 10**6, "y"], "labels: must be 2 to 1000 different names of at most 200 characters, found"),
+        ("labels", [1, 2], "labels: must be 2 to 1000 different names"),
+        ("format", "x" * 10**6, "format: must be 1, found 'xxx"),
+        ("size", True, "size: must be 32 to 1024 pixels, found True"),
+        ("temperature", 10**400, "temperature: must be a number above 0, found 1000"),
+        ("preprocessing", "zzz", "preprocessing: must be one of unit, caffe, torch, found 'zzz'"),
+        ("preprocessing", ["caffe"], "preprocessing: must be one of unit, caffe, torch, found"),
+        ("train_from", 3, "train_from: must be one of"),
+        ("recipe", None, "recipe: must be text of at most 200 characters, found None"),
+        ("head", "x", "head: must be an object, found 'x'"),
+        ("head.kind", "zzz", "head.kind: must be one of linear, gap, vgg, found 'zzz'"),
+        ("head.cam_weights", [[10**400]], "head.cam_weights: must be 4 x 512 numbers"),
+        ("figures", 3, "figures: must be an object, found 3"),
+        ("recalibrated", 3, "recalibrated: must be an object or null, found 3"),
+        ("conformal", "x", "conformal: must be an object or null, found 'x'"),
+        ("conformal.alpha", 7, "conformal.alpha: must be above 0 and below 1, found 7"),
+        ("conformal.score", "zzz", "conformal.score: must be one of lac, aps, found 'zzz'"),
+        ("conformal.by_class", 1, "conformal.by_class: must be true or false, found 1"),
+        ("conformal.thresholds", [5], f"conformal.thresholds: {CLASSES}, found \\[5\\]"),
+        ("conformal.thresholds", [1e308] * 4, f"conformal.thresholds: {CLASSES}, found"),
+        ("conformal.thresholds", ["a"] * 4, f"conformal.thresholds: {CLASSES}, found"),
+        ("conformal.films", [-1] * 4, "conformal.films: must be 4 numbers from 0, one a class, found"),
+        ("refusal", "x", "refusal: must be an object or null, found 'x'"),
+        ("refusal.film", None, "refusal.film: must be an object, found None"),
+        ("refusal.film.threshold", "x", "refusal.film.threshold: must be a number from 0 to 1, found 'x'"),
+        ("refusal.film.threshold", 10**400, "refusal.film.threshold: must be a number from 0 to 1, found 1000"),
+        ("refusal.film.centre.shape", "x", "refusal.film.centre.shape: must be that of an array of 1024 in half"),
+        ("refusal.film.centre.shape", [10**30], "refusal.film.centre.shape: must be that of an array of 1024 in half"),
+        ("refusal.film.centre.float16", 3, "refusal.film.centre.float16: must be base64 of 2,048 bytes, found 3"),
+        ("refusal.film.centre.float16", "\xe9", "refusal.film.centre.float16: must be base64 of 2,048 bytes"),
+        ("refusal.film.spread.float16", "AAAA" * 682 + "AAA=", "refusal.film.spread.float16: must be numbers above 0"),
+        ("refusal.film.bias.float16", "AH4AfgB+AH4Afg==", "refusal.film.bias.float16: must be finite numbers"),
+        ("refusal.evidence", [], "refusal.evidence: must be an object, found"),
+        ("refusal.evidence.thresholds", [9] * 4, f"refusal.evidence.thresholds: {CLASSES}, found"),
+        ("refusal.evidence.thresholds", "text", f"refusal.evidence.thresholds: {CLASSES}, found 'text'"),
+        ("refusal.labels", ["z"] * 4, "refusal.labels: must be the labels in their order, found"),
+        ("refusal.shift", "x", "refusal.shift: must be an object or null, found 'x'"),
+        ("refusal.shift.centre.shape", [2], "refusal.shift.centre.shape: must be that of an array of 1024"),
+        ("refusal.shift.reference.shape", [400, 3], "refusal.shift.reference.shape: must be that of an array of any x"),
+        ("sha256", {"../../../../etc/passwd": "0" * 64}, "sha256: must be hashes of a bundle's files"),
+        ("sha256", {"golden.json": "0"}, "sha256.golden.json: must be 64 hexadecimal digits, found '0'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
+)
+def test_every_field_has_a_rule_that_reading_keeps(tmp_path: Path, field: str, value: Any, line: str) -> None:
+    config = json.loads(BundleDir.packaged().config.read_text("utf-8"))
+    *way, last = field.split(".")
+    owner = config
+    for step in way:
+        owner = owner[step]
+    owner[last] = value
+    BundleDir(tmp_path).config.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(UserError, match=f"config.json: {line}") as caught:
+        read_bundle_config(BundleDir(tmp_path))
+    assert (caught.value.exit_code, len(str(caught.value)) < len(str(tmp_path)) + 300) == (2, True)
+
+
+@pytest.fixture
+def copy_of_packaged(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BundleDir.packaged().path, tmp_path / "bundle"))
+
+
+def test_reversed_labels_do_not_pass_for_the_model(copy_of_packaged: Path, tmp_path: Path) -> None:
+    bundle = BundleDir(copy_of_packaged)
+    config = json.loads(bundle.config.read_text("utf-8"))
+    config |= {"labels": config["labels"][::-1], "refusal": None, "conformal": None}
+    bundle.config.write_text(json.dumps(config), "utf-8")
+    doors: list[Callable[[], object]] = [
+        lambda: check(copy_of_packaged),
+        lambda: Classifier.load(copy_of_packaged),
+        lambda: write_page(tmp_path / "site", bundle),
+    ]
+    for door in doors:
+        with pytest.raises(UserError, match=r"labels must be those in whose order golden.json answers, \['COVID', "):
+            door()
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_bundle_whose_golden_films_name_no_classes_is_read(copy_of_packaged: Path) -> None:
+    bundle = BundleDir(copy_of_packaged)
+    golden = json.loads(bundle.golden.read_text("utf-8"))
+    assert golden.pop("labels") == list(read_bundle_config(bundle).labels)
+    bundle.golden.write_text(json.dumps(golden), "utf-8")
+    rehash(bundle)
+    assert set(check(copy_of_packaged)) == {"int8"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("png", "AAAA", "golden.json: must be PNG, JPEG"),
+        ("probabilities", {"int8": [10**400] * 4}, "golden.json: must hold films and their answers, found"),
+        ("probabilities", 3, "golden.json: must hold films and their answers, found"),
+    ],
+    ids=["png", "huge", "number"],
+)
+def test_golden_films_that_cannot_be_asked_make_no_usable_bundle(
+    copy_of_packaged: Path, field: str, value: Any, line: str
+) -> None:
+    bundle = BundleDir(copy_of_packaged)
+    golden = json.loads(bundle.golden.read_text("utf-8"))
+    golden["films"][0][field] = value
+    bundle.golden.write_text(json.dumps(golden), "utf-8")
+    rehash(bundle)
+    with pytest.raises(UserError, match=line) as caught:
+        check(copy_of_packaged)
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": NaN}', "[" * 100_000, "\xff"])

@@ -6,8 +6,10 @@ import base64
 import hashlib
 import http.server
 import io
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from dicoms import dicom
 from vgg16_xray import RESEARCH_USE_ONLY
 from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.bundle.format import BundleDir
+from vgg16_xray.errors import UnreadableFilm
 from vgg16_xray.films.decode import decode
 from vgg16_xray.films.phantom import CLASSES, draw
 from vgg16_xray.serve.page import PAGE, write_page
@@ -144,6 +147,40 @@ def test_a_film_that_comes_before_the_model_waits_for_it(
 
 # -- what it says
 
+ENDLESS = zlib.compress(bytes(2**21))
+
+
+def with_chunk(kind: bytes = b"tEXt", data: bytes = b"note\0", *, height: int = 64) -> bytes:
+    """A PNG of 64 pixels a line with a chunk before its pixels."""
+    file = io.BytesIO()
+    Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (height, 1))).save(file, "PNG")
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return file.getvalue()[:33] + chunk + file.getvalue()[33:]
+
+
+@pytest.mark.parametrize(
+    ("content", "refused"),
+    [
+        (with_chunk(b"zTXt", b"note\0\0" + ENDLESS), True),
+        (with_chunk(b"iCCP", b"note\0\0" + ENDLESS), True),
+        (with_chunk(b"iTXt", b"note\0\1\0en\0note\0" + ENDLESS), True),
+        (with_chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(2**20))), False),
+        (with_chunk(b"zTXt", b"note\0\0no zlib"), False),
+    ],
+    ids=["zTXt", "iCCP", "iTXt", "small", "no zlib"],
+)
+def test_what_a_png_packs_beside_its_pixels_is_bounded_alike(page: Any, content: bytes, *, refused: bool) -> None:
+    try:
+        decode(content)
+    except UnreadableFilm:
+        assert refused
+    else:
+        assert not refused
+    page.evaluate("document.body.dataset.state = 'waiting'")
+    give(page, content, "drop")
+    page.wait_for_selector(DONE)
+    assert (page.get_attribute("body", "data-state") == "error") == refused
+
 
 def test_research_use_only_is_always_in_view(open_page: Callable[..., Any], server: Running) -> None:
     page = open_page(server.address)
@@ -167,8 +204,10 @@ def test_research_use_only_is_always_in_view(open_page: Callable[..., Any], serv
         (b"\x89PNG\r\n\x1a\n", "damaged"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", "damaged"),
         (b"\0" * 128 + b"DICM" + b"\x02\x00\x10\x00UI", "damaged"),
+        (with_chunk(b"zTXt", b"note\0\0" + ENDLESS), "a note in it unpacks without end"),
+        (with_chunk(height=40_000), "at most 32 times as long as wide"),
     ],
-    ids=["empty", "text", "pdf", "tiff", "png", "jpeg", "dicom"],
+    ids=["empty", "text", "pdf", "tiff", "png", "jpeg", "dicom", "zTXt", "ribbon"],
 )
 def test_what_is_no_film_gets_one_reason_and_the_page_lives(page: Any, film: Path, content: bytes, said: str) -> None:
     give(page, content, "drop")

@@ -12,6 +12,7 @@ export class UnreadableFilm extends Error {}
 
 export const MAX_PIXELS = 100_000_000;
 export const MIN_SIDE = 32;
+export const MAX_RATIO = 32;
 export const MAX_BYTES = 512 * 1024 * 1024;
 
 export function checkSize(width: number, height: number): void {
@@ -19,6 +20,8 @@ export function checkSize(width: number, height: number): void {
     throw new UnreadableFilm(`A film must have at most ${count(MAX_PIXELS)} pixels. This one has ${width} × ${height}.`);
   if (Math.min(width, height) < MIN_SIDE)
     throw new UnreadableFilm(`A film must have at least ${MIN_SIDE} pixels a side. This one has ${width} × ${height}.`);
+  if (Math.max(width, height) > MAX_RATIO * Math.min(width, height))
+    throw new UnreadableFilm(`A film must be at most ${MAX_RATIO} times as long as wide. This one has ${width} × ${height}.`);
 }
 
 /** Luminance of 8-bit colours, ITU-R 601-2 in the same fixed point as Pillow's mode "L". */

@@ -11,6 +11,19 @@ const PASSES = [
   [0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2],
 ] as const; // prettier-ignore
 
+/** Chunks that hold something packed beside the pixels, and where it begins. */
+const PACKED: Record<string, (data: Uint8Array) => Uint8Array> = {
+  zTXt: (data) => data.subarray(data.indexOf(0) + 2),
+  iCCP: (data) => data.subarray(data.indexOf(0) + 2),
+  iTXt: (data) => {
+    const flag = data.indexOf(0) + 1;
+    const language = data.indexOf(0, flag + 2) + 1;
+    return data[flag] === 1 ? data.subarray(data.indexOf(0, language) + 1) : data.subarray(data.length);
+  },
+};
+/** What such a chunk may unpack to, bytes: Pillow's `MAX_TEXT_CHUNK`, beyond which the command line refuses the file. */
+const MOST_UNPACKED = 1 << 20;
+
 export function isPng(bytes: Uint8Array): boolean {
   return SIGNATURE.every((value, i) => bytes[i] === value);
 }
@@ -36,6 +49,7 @@ export async function decodePng(bytes: Uint8Array): Promise<Film> {
     } else if (kind === "PLTE") palette = data.slice();
     else if (kind === "tRNS") transparency = data;
     else if (kind === "IDAT") parts.push(data);
+    else if (kind in PACKED && (await unpacksBeyond(PACKED[kind](data)))) throw damaged("a note in it unpacks without end");
     at += 12 + length;
   }
   if (!width) throw damaged("it has no header");
@@ -87,6 +101,20 @@ async function inflate(parts: Uint8Array[], total: number): Promise<Uint8Array> 
   }
   if (filled < total) throw damaged("it ends too early");
   return out;
+}
+
+/** Whether it unpacks to more than may be; what cannot be unpacked does not, and is passed over as elsewhere. */
+async function unpacksBeyond(packed: Uint8Array): Promise<boolean> {
+  let length = 0;
+  try {
+    const reader = new Blob([packed as BlobPart]).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
+    for (let part = await reader.read(); !part.done && length <= MOST_UNPACKED; part = await reader.read())
+      length += part.value.length;
+    void reader.cancel().catch(() => undefined);
+  } catch {
+    // Ends early or is no zlib stream.
+  }
+  return length > MOST_UNPACKED;
 }
 
 /** PNG specification, section 9: each byte as its difference from its neighbours to the left (a), above (b), both (c). */

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from vgg16_xray.bundle.fields import found as shorter
 from vgg16_xray.bundle.format import (
     FEATURE_MAP,
     OUTPUTS,
@@ -322,14 +323,23 @@ def golden_of(bundle: BundleDir, config: BundleConfig) -> list[Golden]:
     """
     found = []
     try:
-        for film in read_text_as_json(bundle.golden)["films"]:
+        content = read_text_as_json(bundle.golden)
+        # A bundle that was written before names were kept here holds none.
+        if (named := content.get("labels", list(config.labels))) != list(config.labels):
+            raise UserError(
+                f"{bundle.config}: labels must be those in whose order {bundle.golden.name} answers, {shorter(named)}, "
+                f"found {shorter(list(config.labels))}"
+            )
+        for film in content["films"]:
             png = base64.b64decode(film["png"], validate=True)
             answers = {name: np.array(film["probabilities"][name], dtype=np.float64) for name in bundle.graphs()}
             if any(answer.shape != (len(config.labels),) for answer in answers.values()):
                 raise UserError(f"{bundle.golden}: must hold a probability for each class, found another number")
-            found.append(Golden(str(film["name"]), png, decode(png, name=f"{bundle.golden}"), answers))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{bundle.golden}: must hold films and their answers, found {error}") from error
+            found.append(Golden(str(film["name"])[:80], png, decode(png, name=f"{bundle.golden}"), answers))
+    except UnreadableFilm as error:
+        raise UserError(error.message) from error  # of a bundle it is no film that others are answered without
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{bundle.golden}: must hold films and their answers, found {str(error)[:80]}") from error
     if not found:
         raise UserError(f"{bundle.golden}: must hold a film, found none")
     return found
@@ -351,10 +361,9 @@ def check(bundle: Path) -> dict[str, float]:
     config = read_bundle_config(folder)
     if not folder.graphs():
         raise UserError(f"{bundle}: must hold a graph, found none")
-    for name in config.sha256:
-        if name not in {file.name for file in folder.hashed()}:
-            raise UserError(f"{folder.config}: sha256 must name files of the bundle, found '{name[:80]}'")
-    for file in folder.hashed():
+    for file in folder.hashable():
+        if not file.exists() and file.name not in config.sha256:
+            continue
         verify(folder, config, file)
     return {name: Classifier.load(bundle, precision=name).replay(golden_of(folder, config)) for name in folder.graphs()}
 

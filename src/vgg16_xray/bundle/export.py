@@ -182,7 +182,7 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
     write_json(bundle.preprocessor, _preprocessor(source.config))
     shutil.copyfile(source.run.best, bundle.weights)
     write_own_films(bundle, source.manifest, source.pixels)
-    write_json(bundle.golden, _golden(bundle))
+    write_json(bundle.golden, _golden(bundle, source.config.labels))
     return BundleConfig(
         labels=source.config.labels,
         size=source.config.size,
@@ -427,13 +427,13 @@ def _preprocessor(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _golden(bundle: BundleDir) -> dict[str, Any]:
+def _golden(bundle: BundleDir, labels: Sequence[str]) -> dict[str, Any]:
     from PIL import Image
 
     from vgg16_xray.films.phantom import draw
 
     sessions = {name: session_of(file.read_bytes()) for name, file in bundle.graphs().items()}
-    films = []
+    films: list[dict[str, Any]] = []
     for label, seed, (height, width) in GOLDEN:
         size = max(height, width)
         film = draw(label, seed=seed, size=size).pixels
@@ -450,4 +450,5 @@ def _golden(bundle: BundleDir) -> dict[str, Any]:
             }
         )
     # The least certain first: that one is asked whenever a bundle is opened, and a certain answer hides a small damage.
-    return {"films": sorted(films, key=lambda film: max(film["probabilities"]["int8"]))}
+    films.sort(key=lambda film: max(film["probabilities"]["int8"]))
+    return {"labels": list(labels), "films": films}

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgg16_xray import RESEARCH_USE_ONLY
+from vgg16_xray.bundle import fields
 from vgg16_xray.bundle.onnxfile import inspect
+from vgg16_xray.config import HEADS, PREPROCESSING, TRAIN_FROM
 from vgg16_xray.errors import UserError
 from vgg16_xray.rundir import sha256_of
 
@@ -88,10 +90,13 @@ class BundleDir:
         """The graphs that are there, by their precision."""
         return {name: file for name, file in (("int8", self.int8), ("float32", self.float32)) if file.exists()}
 
+    def hashable(self) -> list[Path]:
+        """The files that a bundle may have, but the configuration, which cannot hold its own hash."""
+        return [self.float32, self.int8, self.preprocessor, self.card, self.golden, self.weights, self.films]
+
     def hashed(self) -> list[Path]:
         """The files that are there and whose hashes stand in the configuration: all but that itself."""
-        files = (self.float32, self.int8, self.preprocessor, self.card, self.golden, self.weights, self.films)
-        return [file for file in files if file.exists()]
+        return [file for file in self.hashable() if file.exists()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,21 +138,35 @@ class BundleConfig:
     research_use_only: str = RESEARCH_USE_ONLY
 
     def __post_init__(self) -> None:
-        """Check what prediction relies on."""
+        """Check each value."""
         if self.format != FORMAT:
-            raise UserError(f"format: must be {FORMAT}, found {self.format!r}", hint="another version wrote it")
+            found = fields.found(self.format)
+            raise UserError(f"format: must be {FORMAT}, found {found}", hint="another version wrote it")
         if not (
             2 <= len(self.labels) <= MOST_CLASSES
             and all(isinstance(label, str) and 0 < len(label) <= 200 for label in self.labels)
             and len(set(self.labels)) == len(self.labels)
         ):
-            raise UserError(f"labels: must be 2 to {MOST_CLASSES} different names, found {str(self.labels)[:200]}")
-        if not isinstance(self.size, int) or self.size not in SIDES:
-            raise UserError(f"size: must be {SIDES[0]} to {SIDES[-1]} pixels, found {self.size!r}")
-        if not isinstance(self.temperature, float) or not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature: must be a number above 0, found {self.temperature!r}")
-        if not all(isinstance(value, str) for pair in self.sha256.items() for value in pair):
-            raise UserError("sha256: must be names and hashes, found others")
+            raise UserError(
+                f"labels: must be 2 to {MOST_CLASSES} different names of at most 200 characters, "
+                f"found {fields.found(list(self.labels))}"
+            )
+        whole = isinstance(self.size, int) and not isinstance(self.size, bool)
+        fields.require(whole and self.size in SIDES, "size", f"{SIDES[0]} to {SIDES[-1]} pixels", self.size)
+        above_0 = isinstance(self.temperature, float) and 0 < self.temperature < math.inf
+        fields.require(above_0, "temperature", "a number above 0", self.temperature)
+        fields.one_of(self.preprocessing, "preprocessing", PREPROCESSING)
+        fields.one_of(self.train_from, "train_from", TRAIN_FROM)
+        for name in ("recipe", "version", "checkpoint_sha256", "research_use_only"):
+            fields.text(getattr(self, name), name)
+        for name in ("head", "trained_on", "figures", "sha256"):
+            fields.require(fields.is_object(getattr(self, name)), name, "an object", getattr(self, name))
+        done = self.recalibrated
+        fields.require(done is None or fields.is_object(done), "recalibrated", "an object or null", done)
+        fields.one_of(self.head.get("kind"), "head.kind", HEADS)
+        fields.conformal(self.conformal, len(self.labels))
+        fields.refusal(self.refusal, self.labels)
+        fields.hashes(self.sha256, "sha256", [file.name for file in BundleDir(Path()).hashable()])
         self.cam_weights  # noqa: B018 (checked on the way)
 
     @property
@@ -157,7 +176,7 @@ class BundleConfig:
             return None
         try:
             weights = np.array(given, dtype=np.float64)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             weights = np.zeros(0)
         if weights.shape != (len(self.labels), CHANNELS) or not np.isfinite(weights).all():
             raise UserError(f"head.cam_weights: must be {len(self.labels)} x {CHANNELS} numbers, found others")
@@ -180,12 +199,9 @@ def read_bundle_config(bundle: BundleDir) -> BundleConfig:
     values = read_text_as_json(bundle.config)
     known = set(BundleConfig.__dataclass_fields__)
     if unknown := sorted(set(values) - known):
-        raise UserError(f"{bundle.config}: must hold known values, found {', '.join(unknown)[:200]}")
-    for name, kind in (("labels", list), ("head", dict), ("sha256", dict)):
-        if not isinstance(values.get(name), kind):
-            what = "a list" if kind is list else "an object"
-            raise UserError(f"{bundle.config}: {name} must be {what}, found {str(values.get(name))[:80]}")
+        raise UserError(f"{bundle.config}: must hold known values, found {', '.join(unknown)[:80]}")
     try:
+        fields.require(isinstance(values.get("labels"), list), "labels", "a list", values.get("labels"))
         return BundleConfig(**values | {"labels": tuple(values["labels"])})
     except TypeError as error:
         raise UserError(f"{bundle.config}: must hold all values, found {error}") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vgg16_xray.bundle.format import BundleDir, read_bundle_config
+from vgg16_xray.bundle.classify import Classifier
+from vgg16_xray.bundle.format import BundleDir
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import whole_file
 
@@ -40,7 +41,7 @@ def write_page(to: Path, bundle: BundleDir) -> Path:
     Raises:
         UserError: The folder holds something else, or the bundle cannot be read.
     """
-    read_bundle_config(bundle)
+    Classifier.load(bundle.path)  # which asks more of it than its configuration: it must answer, as for serve
     if to.exists() and not to.is_dir():
         raise UserError(f"--to: must be a folder, found the file {to}")
     if to.is_dir() and any(to.iterdir()) and not (to / "opened-as-file.js").exists():

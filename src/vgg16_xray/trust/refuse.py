@@ -35,6 +35,8 @@ RATE_OF_FILM = 0.01
 CEILING = 0.98
 #: Sides of the copies that a picture is looked at as.
 SMALL, LARGE = 16, 128
+#: Numbers that :func:`look` gives: the small copy, its greys, figures, waves and their peaks.
+LOOKS = SMALL**2 + 16 + 15 + 5 + 5
 #: Directions of the embedding that are kept: those along which training films differ most.
 DIRECTIONS = 24
 #: Pictures of each kind that are no films, and films, that the first question is fitted on.
