@@ -197,7 +197,7 @@ def test_graphs_that_this_version_writes_pass_and_the_packaged_one_is_what_is_wr
         ({"size": 10**9}, "size: must be 32 to 1024 pixels, found 1000000000"),
         ({"temperature": 0.0}, "temperature: must be a number above 0, found 0.0"),
         ({"temperature": "1"}, "temperature: must be a number above 0, found '1'"),
-        ({"head": {"cam_weights": [[1.0]]}}, "head.cam_weights: must be 4 x 512 numbers"),
+        ({"head": {"kind": "gap", "cam_weights": [[1.0]]}}, "head.cam_weights: must be 4 x 512 numbers"),
         ({"unheard_of": 1}, "must hold known values, found unheard_of"),
         ({"sha256": {}}, "sha256 must name model.int8.onnx, found no hash of it"),
         ({"sha256": {"../../x": "0"}}, "sha256: must be hashes of a bundle's files .*, found '../../x'"),

@@ -221,8 +221,10 @@ function setInWords(set: number[] | null): Node {
   const times = Math.round((1 - conformal!.alpha) * 100);
   const names = set.map((k) => named(labels[k]));
   // Another promise than the probability above: of the list, whatever film it is for, and not of this answer.
-  const list = names.length ? `Not ruled out: ${joined(names)}` : "Every class is ruled out: none fits this film well";
-  const meaning = `A list like this one holds the true class for ${times} of 100 films like those it was calibrated on.`;
+  const list = names.length ? `Not ruled out: ${joined(names)}` : "None of its classes fits this film well";
+  const meaning = names.length
+    ? `A list like this one holds the true class for ${times} of 100 films like those it was calibrated on.`
+    : `The true class fits better than this for ${times} of 100 films like those it was calibrated on.`;
   return el("div", { class: "set" }, el("p", {}, el("strong", {}, list)), el("p", { class: "small" }, meaning));
 }
 
