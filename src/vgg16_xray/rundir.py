@@ -336,6 +336,11 @@ class AuditDir:
         """The same as a self-contained page."""
         return self.path / "audit.html"
 
+    @property
+    def given(self) -> Path:
+        """The split that the films came with, which is judged; of films that came with none, not there."""
+        return self.path / "audit" / "given.json"
+
     def part(self, name: str) -> Path:
         """A finished part of the audit, so that a killed one goes on behind it."""
         return self.path / "audit" / f"{name}.json"

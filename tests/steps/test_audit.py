@@ -131,6 +131,8 @@ def test_a_split_of_the_data_that_leaks_is_judged_and_not_refused(tmp_path: Path
     assert found["leaks"]["test_films"] == 12
     assert "leak across the split" in [reason["rule"] for reason in found["reasons"]]
     assert found["verdict"] == STOP
+    # The folder of the audit, audited again without the data, has not forgotten their split.
+    assert audit(RunDir(tmp_path / "audit"), permutations=19)["leaks"] == found["leaks"]
 
 
 def test_leaks_by_copy_and_by_patient() -> None:

@@ -22,7 +22,7 @@ from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.trust.leaks import under_two_labels
 from vgg16_xray.trust.lungs import find_lungs
 from vgg16_xray.trust.shortcuts import CORNERS, ERASED, FRAME, LADDER, LUNGS, METADATA, WHOLE, as_png, shown
-from vgg16_xray.trust.verdict import ALPHA, CARE, NONE, STOP, STRONGEST
+from vgg16_xray.trust.verdict import ALPHA, CARE, NONE, STOP, STRONGEST, labels_not_judged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +122,7 @@ def write_audit_page(run: RunDir, found: Mapping[str, Any]) -> Path:
         quarantine=run.quarantine.name,
         found=found,
         told=told(found),
+        not_judged=labels_not_judged(found),
         ladder=ladder_rows(found, manifest, pixels),
         whole=found["ladder"].get(WHOLE.key, {}).get("macro_f1"),
         heat=_heat(found, pixels),

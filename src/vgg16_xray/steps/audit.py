@@ -115,6 +115,10 @@ def audit_data(
     run.require_audit_of(dataset.collections.values())
     preprocess(data, run, mapping=mapping, resplit=True, dataset=dataset)
     given = {(film.collection, film.path): film.split for film in dataset.films if film.split}
+    if given:
+        write_json(AuditDir(run.path).given, sorted([*film, side] for film, side in given.items()))
+    else:
+        AuditDir(run.path).given.unlink(missing_ok=True)
     return audit(run, given=given, **options)
 
 
@@ -131,7 +135,8 @@ def audit(
 
     Args:
         run: After step 2.
-        given: ``{(collection, path): side}``, a split of the data's own to be judged in place of the run's.
+        given: ``{(collection, path): side}``, a split of the data's own to be judged in place of the run's; None takes
+            that which :func:`audit_data` found, where the folder is an audit's and holds no model.
         per_class: Films of a class on which the ladder is climbed.
         permutations: Most permutations of a probe.
         seed: Of everything random.
@@ -150,7 +155,7 @@ def audit(
     started = time.monotonic()
     films = _open(
         run,
-        given=given or {},
+        given=_given_before(run) if given is None else given,
         per_class=per_class,
         permutations=permutations,
         seed=seed,
@@ -177,6 +182,13 @@ def audit(
     if not films.given:
         run.stamp(STEP, key_of_audit(run), seconds=time.monotonic() - started)
     return found
+
+
+def _given_before(run: RunDir) -> dict[tuple[str, str], str]:
+    file = AuditDir(run.path).given
+    if not file.exists() or "recipe" in read_config(run):
+        return {}
+    return {(collection, path): side for collection, path, side in read_json(file)}
 
 
 def key_of_audit(run: RunDir) -> str:

@@ -257,7 +257,7 @@ def _new_source(audit: Mapping[str, Any]) -> Reason | None:
 
 def _noise(audit: Mapping[str, Any]) -> Reason | None:
     found = audit.get("noise") or {}
-    if not found or _labels_not_judged(audit) or (share := found["suspected"] / found["films"]) < NOISE_CARE:
+    if not found or labels_not_judged(audit) or (share := found["suspected"] / found["films"]) < NOISE_CARE:
         return None
     return Reason(
         rule="label noise",
@@ -271,8 +271,12 @@ def _noise(audit: Mapping[str, Any]) -> Reason | None:
     )
 
 
-def _labels_not_judged(audit: Mapping[str, Any]) -> str:
-    """Why nothing is concluded from contradicted labels; empty where something is."""
+def labels_not_judged(audit: Mapping[str, Any]) -> str:
+    """Why nothing is concluded from contradicted labels, a sentence; empty where something is.
+
+    Args:
+        audit: See :func:`judge`.
+    """
     films = (audit.get("noise") or {}).get("films", 0)
     if films < FEWEST_FOR_NOISE:
         return f"Fewer than {FEWEST_FOR_NOISE} films: whether many labels are wrong cannot be judged."
@@ -319,7 +323,7 @@ def _not_checked(audit: Mapping[str, Any]) -> list[str]:
         state = (audit.get("ladder") or {}).get(rung.key, {})
         if state.get("left_out", ALIKE) != ALIKE:
             out.append(f"{rung.name}: not measured, {state['left_out']}.")
-    if audit.get("noise") and (why := _labels_not_judged(audit)):
+    if audit.get("noise") and (why := labels_not_judged(audit)):
         out.append(why)
     out += [str(note) for note in audit.get("notes", [])]
     return out
