@@ -153,6 +153,7 @@ def test_completion_is_installed_for_each_shell(shell: str, tmp_path: Path) -> N
     [
         (["tran"], "No such command 'tran'"),
         (["train"], "Missing argument"),
+        (["audit"], "Missing argument 'what'; --help shows how"),
         (["train", "{tmp}", "--bogus"], "No such option: --bogus"),
         (["--bogus"], "No such option: --bogus"),
         (["train", "{tmp}/none"], "{tmp}/none: must be a run directory, found none"),

@@ -831,7 +831,9 @@ class _WithoutName(TyperGroup):
     """A group whose first command may go without its name: ``audit DATA`` is ``audit all DATA``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and "--help" not in args[:1]:
+        # A shell that completes asks what may follow nothing: the commands.
+        named = ctx.resilient_parsing if not args else args[0] in self.commands or args[0] == "--help"
+        if not named:
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
 
@@ -840,7 +842,6 @@ audit = typer.Typer(
     name="audit",
     cls=_WithoutName,
     rich_markup_mode=None,
-    no_args_is_help=True,
     help="Can a number that was measured on these films be believed? Films or a run; all of it by default.\n\n"
     "Example: vgg16-xray audit radiography",
 )
@@ -959,7 +960,8 @@ def list_cache(context: typer.Context) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from vgg16_xray.learn.featurestore import size_in_words, stored
+    from vgg16_xray.files import size_in_words
+    from vgg16_xray.learn.featurestore import stored
     from vgg16_xray.rundir import CacheDir
 
     folder = CacheDir.of_user()
@@ -979,7 +981,8 @@ def clear_cache(
 
     Example: vgg16-xray cache clear --older-than 30
     """
-    from vgg16_xray.learn.featurestore import clear, size_in_words
+    from vgg16_xray.files import size_in_words
+    from vgg16_xray.learn.featurestore import clear
     from vgg16_xray.rundir import CacheDir
 
     folder = CacheDir.of_user()

@@ -132,3 +132,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: must be JSON, found {error}") from error
+
+
+def size_in_words(count: float) -> str:
+    """Bytes as people read them: ``1.84 GB``."""
+    units = ("B", "KB", "MB", "GB")
+    power = next((power for power in range(3) if count < 1000 ** (power + 1)), 3)
+    return f"{count / 1000**power:,.{2 if power == 3 else 0}f} {units[power]}"

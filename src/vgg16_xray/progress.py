@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Seconds between two lines where standard error is a file or a pipe.
-LINE_EVERY_S = 15.0
+#: Seconds between two lines where standard error is a file or a pipe, and until the first.
+LINE_EVERY_S, FIRST_LINE_S = 15.0, 3.0
 #: Show no progress at all, what ``--quiet`` asks for.
 silent = False
 
@@ -51,11 +51,11 @@ class Progress:
 class _Lines(Progress):
     def __init__(self, description: str, *, total: int | None, unit: str) -> None:
         super().__init__(description, total=total, unit=unit)
-        self._shown = time.monotonic()
+        self._next = time.monotonic() + FIRST_LINE_S
 
     def _show(self, note: str) -> None:
-        if time.monotonic() - self._shown >= LINE_EVERY_S:
-            self._shown = time.monotonic()
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_EVERY_S
             print(self.line(note), file=sys.stderr, flush=True)
 
 

@@ -16,6 +16,7 @@ from vgg16_xray.films.split import (
     conflicts,
     fold_films,
     group_films,
+    how_few,
     sides_of_fold,
     split_films,
 )
@@ -168,6 +169,16 @@ def test_a_class_that_cannot_stand_on_every_side_is_named():
         check_every_class_on_every_side(labels=labels, splits=splits)
     with pytest.raises(UserError, match="among its 2; do this"):
         check_every_class_on_every_side(labels=labels, splits=splits, hint="do this")
+
+
+def test_a_class_whose_films_are_copies_is_said_to_be_so():
+    labels, pixels = ["A"] * 20 + ["B"] * 20 + ["C"], ["one"] * 39 + ["two", "three"]
+    assert how_few("A", labels=labels, groups=pixels, pixels=pixels) == (
+        " (1 group: the films of a patient, or a film and its copies; 20 show what a film of B shows)"
+    )
+    assert how_few("C", labels=labels, groups=pixels, pixels=pixels) == ""
+    with pytest.raises(UserError, match=r"none for validation among its 20 \(1 group: .* of B shows\); bring more"):
+        check_every_class_on_every_side(labels=labels, splits=[TRAIN] * 41, groups=pixels, pixels=pixels)
 
 
 def test_a_leak_names_both_films():

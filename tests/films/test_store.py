@@ -105,7 +105,7 @@ def test_a_created_array_takes_its_room_at_once_and_keeps_what_is_written(tmp_pa
 
 
 def test_an_array_larger_than_the_disk_is_refused_before_it_is_begun(tmp_path):
-    with pytest.raises(UserError, match=r"rows\.npy: needs 1000000\.00 GB of disk, found"):
+    with pytest.raises(UserError, match=r"rows\.npy: needs 1,000,000\.00 GB of disk, found"):
         create_array(tmp_path / "rows.npy", shape=(10**6, 10**9), dtype=np.uint8)
     assert list(tmp_path.iterdir()) == []
 

@@ -19,8 +19,9 @@ from vgg16_xray.report.audit import say_ladder, write_audit_page
 from vgg16_xray.report.terminal import say_of_data
 from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.steps import audit as step
-from vgg16_xray.steps.audit import audit, audit_data, leaks_between
+from vgg16_xray.steps.audit import TooFewFilms, audit, audit_data, leaks_between
 from vgg16_xray.steps.audit_leaks import audit_leaks
+from vgg16_xray.steps.preprocess import preprocess
 from vgg16_xray.trust.shortcuts import LADDER
 from vgg16_xray.trust.verdict import CARE, STOP
 
@@ -169,6 +170,24 @@ def test_two_labels_for_one_film_are_a_reason_for_care_at_least(
     for note in ("rows name files that are not there, first Normal/nowhere.png", "what a film of another class shows"):
         assert note in said
         assert note in page.partition("What was noted of the data")[2]
+
+
+def test_films_that_are_all_one_are_said_to_be_so_and_nothing_of_training(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "drawn", films=40, seed=6, size=64, imbalance=TWO, masks=False)
+    film = next((tmp_path / "drawn" / "Normal" / "images").iterdir()).read_bytes()
+    for label in "AB":
+        (tmp_path / "films" / label).mkdir(parents=True)
+        for number in range(6):
+            (tmp_path / "films" / label / f"{number}.png").write_bytes(film)
+    run = RunDir(tmp_path / "audit")
+    with pytest.raises(TooFewFilms, match="an audit needs two classes of 5 groups or more") as caught:
+        audit_data([tmp_path / "films"], run)
+    assert "1 in class 'A' with 6 films (1 group: " in str(caught.value)
+    assert "6 show what a film of B shows" in str(caught.value)
+    assert "training" not in str(caught.value)
+    for _ in range(2):  # Step 2 is done, and still no training begins on it.
+        with pytest.raises(UserError, match="class 'A': must have films for training, validation and test"):
+            preprocess([tmp_path / "films"], run)
 
 
 def test_masks_that_cannot_be_of_lungs_are_not_used_and_counted(

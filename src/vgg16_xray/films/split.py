@@ -248,14 +248,18 @@ def check_every_class_on_every_side(
     *,
     labels: Sequence[str],
     splits: Sequence[str],
-    hint: str = "bring more films (or patients) of it, or leave the class out",
+    groups: Sequence[str] = (),
+    pixels: Sequence[str] = (),
+    hint: str | None = None,
 ) -> None:
     """Refuse a split on which a class could not be learned, chosen or measured.
 
     Args:
         labels: (N,) class of each film.
         splits: (N,) side of each film.
-        hint: What the user can do about it.
+        groups: (N,) group of each film, where the message shall tell how few its films are.
+        pixels: (N,) name of what each film shows, where it shall tell which stand under another label.
+        hint: What the user can do about it; None says to bring more films or leave the class out.
 
     Raises:
         UserError: A class has no film on some side.
@@ -266,9 +270,27 @@ def check_every_class_on_every_side(
         if absent:
             raise UserError(
                 f"class '{label}': must have films for training, validation and test, found none for {absent[0]}"
-                f" among its {Counter(labels)[label]}",
-                hint=hint,
+                f" among its {Counter(labels)[label]}{how_few(label, labels=labels, groups=groups, pixels=pixels)}",
+                hint=hint or "bring more films (or patients) of it, or leave the class out",
             )
+
+
+def how_few(label: str, *, labels: Sequence[str], groups: Sequence[str] = (), pixels: Sequence[str] = ()) -> str:
+    """What makes the films of a class fewer than they seem: groups, and films that stand under another label too.
+
+    Returns:
+        A clause in brackets with a blank before it; empty where each film counts.
+    """
+    rows = [i for i, name in enumerate(labels) if name == label]
+    told = []
+    if groups and (many := len({groups[i] for i in rows})) < len(rows):
+        told.append(f"{many} group{'' if many == 1 else 's'}: the films of a patient, or a film and its copies")
+    if pixels:
+        shown = {pixels[i] for i in rows}
+        others = sorted({name for name, film in zip(labels, pixels, strict=True) if film in shown} - {label})
+        if twice := len(set(conflicts(labels=labels, pixels=pixels)).intersection(rows)):
+            told.append(f"{twice} show{'s' if twice == 1 else ''} what a film of {', '.join(others)} shows")
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def conflicts(*, labels: Sequence[str], pixels: Sequence[str]) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vgg16_xray.errors import UserError
-from vgg16_xray.files import saying_why_not_written
+from vgg16_xray.files import saying_why_not_written, size_in_words
 
 #: After so many bytes were read, the pages are handed back to the system, so that a process that has walked through
 #: a store of any size holds at most about so much of it.
@@ -96,7 +96,7 @@ def create_array(path: Path, *, shape: tuple[int, ...], dtype: type) -> np.memma
     with saying_why_not_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if needed > (free := shutil.disk_usage(path.parent).free):
-            raise UserError(f"{path}: needs {needed / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free")
+            raise UserError(f"{path}: needs {size_in_words(needed)} of disk, found {size_in_words(free)} free")
         rows = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):
             try:

@@ -23,7 +23,7 @@ import numpy as np
 
 from vgg16_xray import __version__, ranks
 from vgg16_xray.errors import UserError
-from vgg16_xray.files import read_json, saying_why_not_written, write_json
+from vgg16_xray.files import read_json, saying_why_not_written, size_in_words, write_json
 from vgg16_xray.films.store import RELEASE_AFTER_BYTES, release
 from vgg16_xray.learn.devices import rows_on
 from vgg16_xray.learn.engines import machine_in_words
@@ -444,10 +444,3 @@ def _bytes_in(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):  # A shard that is being made has just got its name.
             total += file.stat().st_size
     return total
-
-
-def size_in_words(count: float) -> str:
-    """Bytes as people read them: ``1.84 GB``."""
-    units = ("B", "KB", "MB", "GB")
-    power = next((power for power in range(3) if count < 1000 ** (power + 1)), 3)
-    return f"{count / 1000**power:,.{2 if power == 3 else 0}f} {units[power]}"

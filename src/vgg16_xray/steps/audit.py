@@ -21,7 +21,7 @@ from vgg16_xray.errors import UnreadableFilm, UserError
 from vgg16_xray.files import read_json, write_json
 from vgg16_xray.films.dataset import scan
 from vgg16_xray.films.decode import decode
-from vgg16_xray.films.split import TRAIN, conflicts, group_films
+from vgg16_xray.films.split import TRAIN, conflicts, group_films, how_few
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.progress import progress
 from vgg16_xray.rundir import AuditDir, RunDir, key_of, read_config
@@ -113,7 +113,7 @@ def audit_data(
     """
     dataset = scan(data, mapping=mapping)
     run.require_audit_of(dataset.collections.values())
-    preprocess(data, run, mapping=mapping, resplit=True, dataset=dataset)
+    preprocess(data, run, mapping=mapping, resplit=True, dataset=dataset, to_train=False)
     given = {(film.collection, film.path): film.split for film in dataset.films if film.split}
     if given:
         write_json(AuditDir(run.path).given, sorted([*film, side] for film, side in given.items()))
@@ -225,9 +225,16 @@ def _open(
     in_class = Counter(label for label, _ in set(zip(labels, groups, strict=True)))
     usable = np.array([i for i, label in enumerate(labels) if in_class[label] >= FOLDS], dtype=np.int64)
     if len({labels[i] for i in usable}) < 2:
+        content = list(manifest["content"])
+        found = [
+            f"{n} in class '{label}' with {labels.count(label)} films"
+            + how_few(label, labels=labels, groups=groups, pixels=content)
+            for label, n in sorted(in_class.items())
+        ]
         raise TooFewFilms(
-            f"{run.path}: must hold two classes of {FOLDS} groups (patients, or films and their copies) or more, "
-            f"found {', '.join(f'{label} with {n}' for label, n in sorted(in_class.items()))}"
+            f"{run.path}: an audit needs two classes of {FOLDS} groups or more (patients, or films and their copies), "
+            f"found {', '.join(found)}",
+            hint=f"which films are one stands in {run.pairs}" if len(set(content)) < len(content) else None,
         )
     sources = [str(manifest["source"].iloc[i]) for i in usable]
     rows = usable[

@@ -89,6 +89,7 @@ def preprocess(
     like: RunDir | None = None,
     size: int = SIZE,
     dataset: Dataset | None = None,
+    to_train: bool = True,
 ) -> Preprocessed:
     """Scan, decode, hash, compare, group, split and store the films of one or several collections.
 
@@ -101,6 +102,7 @@ def preprocess(
         like: Another run: a film that it has, whatever it is called and however it is encoded here, stays on its side.
         size: Side of the stored square, pixels.
         dataset: What :func:`vgg16_xray.films.dataset.scan` found in `data`, where that is known already.
+        to_train: Refuse a class that is not on every side, which an audit does without.
 
     Raises:
         UserError: The data cannot be used: no two classes, a class with too few films.
@@ -130,6 +132,8 @@ def preprocess(
     outputs = [run.manifest, run.split, run.quarantine, run.pixels, run.config, run.leaks, run.pairs]
     if run.is_done(STEP, key, outputs):
         manifest = read_manifest(run)
+        if to_train:
+            check_sides(manifest)
         return _summary(manifest, _count_rows(run.quarantine), already_done=True)
     with saying_why_not_written(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
@@ -143,6 +147,8 @@ def preprocess(
     pairs = find_copies_once(staged, films)
     was = None if before is None or like is None else _found_before(staged, films, like=like, before=before)
     manifest, late = _manifest(films, pairs, seed=seed, was=was)
+    if to_train:
+        check_sides(manifest, hint=RESPLIT if manifest.attrs["split_given"] else None)
     quarantine = [(f"{collection}/{path}", reason) for collection, path, reason in dataset.left_out]
     quarantine += [(f"{film.collection}/{film.path}", reason) for film, reason in broken]
     # From here on the files are exchanged one by one: until all are there, none of them is taken for this step's. What
@@ -217,6 +223,21 @@ def read_manifest(run: RunDir) -> pd.DataFrame:
         raise UserError(f"{run.manifest}: split must be one of {', '.join(splitting.SPLITS)}, found '{wrong[0]}'")
     splitting.check_no_leak(groups=_groups(manifest), splits=list(manifest["split"]), names=_names(manifest))
     return manifest
+
+
+def check_sides(manifest: pd.DataFrame, *, hint: str | None = None) -> None:
+    """Refuse films of which no model can be made and measured, see :func:`.split.check_every_class_on_every_side`.
+
+    Raises:
+        UserError: A class has no film on some side.
+    """
+    splitting.check_every_class_on_every_side(
+        labels=list(manifest["label"]),
+        splits=list(manifest["split"]),
+        groups=list(manifest["group"]),
+        pixels=list(manifest["content"]),
+        hint=hint,
+    )
 
 
 def fingerprint(manifest: pd.DataFrame) -> str:
@@ -523,10 +544,6 @@ def _manifest(
         if was:
             notes += _notes_on_before(table, was, moved)
     splitting.check_no_leak(groups=groups, splits=list(table["split"]), names=_names(table))
-    if given[0]:
-        splitting.check_every_class_on_every_side(labels=labels, splits=list(table["split"]), hint=RESPLIT)
-    else:
-        splitting.check_every_class_on_every_side(labels=labels, splits=list(table["split"]))
     table.attrs["split_given"] = bool(given[0])
     exact = len(content) - table["pixels_sha256"].nunique()
     near = len(content) - len(set(content)) - exact

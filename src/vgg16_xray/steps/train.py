@@ -28,7 +28,7 @@ from vgg16_xray.learn.probe import Probe
 from vgg16_xray.rundir import CacheDir, RunDir, key_of, read_config
 from vgg16_xray.steps.initialise import Plan, assemble, read_plan, refuse_to_resume
 from vgg16_xray.steps.preprocess import VERSION as PREPROCESS_VERSION
-from vgg16_xray.steps.preprocess import read_manifest
+from vgg16_xray.steps.preprocess import check_sides, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +66,7 @@ def train(run: RunDir, *, resume: bool = False) -> Trained:
     if ranks.agree(run.is_done(STEP, plan.key, outputs)):
         return Trained(history=read_history(run.history), already_done=True)
     manifest = read_manifest(run)
+    check_sides(manifest)
     ranks.by_first(lambda: _make_way(run, plan, resume=resume), lambda: None)
     pixels = open_pixels(run, manifest)
     model = assemble(
