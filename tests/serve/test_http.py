@@ -305,7 +305,9 @@ def answered(app: ASGIApp, body: bytes) -> tuple[int, dict[str, str]]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    # A thread of its own: in this one a browser of other tests may keep an event loop.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(app(scope, receive, send))).result()  # type: ignore[arg-type]
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
