@@ -663,8 +663,14 @@ def predict(
         typer.Option("--model", help="A bundle, or a run; the model in the package by default.", show_default=False),
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="table, json, jsonl or csv.", autocompletion=_formats_of_predict)
-    ] = "table",
+        str | None,
+        typer.Option(
+            "--format",
+            help="table, json, jsonl or csv; by default what the name of --out ends with, else table.",
+            show_default=False,
+            autocompletion=_formats_of_predict,
+        ),
+    ] = None,
     json: AsJson = False,
     out: Annotated[
         Path | None,
@@ -701,6 +707,9 @@ def predict(
         write_answers,
     )
 
+    if format_ is None:
+        named = out.suffix.lower().removeprefix(".") if out is not None else ""
+        format_ = named if named in FORMATS else "table"
     format_ = "json" if json else format_
     if format_ not in FORMATS:
         raise UserError(f"--format: must be one of {', '.join(FORMATS)}, found '{format_}'")

@@ -369,6 +369,8 @@ def checked_out(out: Path | None) -> Path | None:
         if out.is_dir():
             raise UserError(f"--out: must be a file, found the folder {out}")
         if not out.exists():
+            with suppress(FileNotFoundError):
+                out.stat()  # Links that lead in a circle lead nowhere, and are no name for a new file.
             if not (parent := Path(os.path.realpath(out)).parent).is_dir():
                 raise UserError(f"--out: must be in a folder that exists, found none at {parent}")
             return out

@@ -42,13 +42,15 @@ export function judge(config: Config, film: Film, probabilities: number[], embed
   return { answer, reason, set };
 }
 
+/** A set that is not empty holds the most probable class too: it is what the film is called. */
 export function conformalSet(conformal: Conformal, probabilities: number[]): number[] {
   const order = probabilities.map((_, k) => k).sort((a, b) => probabilities[b] - probabilities[a]);
   let added = 0;
-  return order.filter((k) => {
+  const inside = order.filter((k) => {
     added = Math.min(added + probabilities[k], 1);
     const score = conformal.score === "lac" ? 1 - probabilities[k] : added;
     // A film at the threshold is let in, whatever a graph rounds.
     return score <= conformal.thresholds[k] + 1e-7;
   });
+  return inside.length && inside[0] !== order[0] ? [order[0], ...inside] : inside;
 }

@@ -6,7 +6,6 @@ A bundle is data: graphs of known operators, numbers and text. Nothing in it is 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,8 @@ PIXELS, OUTPUTS = "pixels", ("probabilities", "logits", "embedding", "feature_ma
 PROBABILITIES, LOGITS, EMBEDDING, FEATURE_MAP = OUTPUTS
 #: Larger files of text are refused unread.
 MOST_TEXT_BYTES = 64 * 1024 * 1024
+#: A temperature, and a weight of a head, beyond which no network that answers has any.
+MOST_TEMPERATURE, MOST_WEIGHT = 1e6, 1e6
 MOST_CLASSES, SIDES, CHANNELS = 1000, range(32, 1025), 512
 
 
@@ -153,8 +154,8 @@ class BundleConfig:
             )
         whole = isinstance(self.size, int) and not isinstance(self.size, bool)
         fields.require(whole and self.size in SIDES, "size", f"{SIDES[0]} to {SIDES[-1]} pixels", self.size)
-        above_0 = isinstance(self.temperature, float) and 0 < self.temperature < math.inf
-        fields.require(above_0, "temperature", "a number above 0", self.temperature)
+        above_0 = fields.is_number(self.temperature, 0, MOST_TEMPERATURE) and self.temperature > 0
+        fields.require(above_0, "temperature", f"a number above 0, at most {MOST_TEMPERATURE:g}", self.temperature)
         fields.one_of(self.preprocessing, "preprocessing", PREPROCESSING)
         fields.one_of(self.train_from, "train_from", TRAIN_FROM)
         for name in ("recipe", "version", "checkpoint_sha256", "research_use_only"):
@@ -175,12 +176,14 @@ class BundleConfig:
         if (given := self.head.get("cam_weights")) is None:
             return None
         try:
-            weights = np.array(given, dtype=np.float64)
+            weights = np.array(given)
         except (ValueError, TypeError, OverflowError):
             weights = np.zeros(0)
-        if weights.shape != (len(self.labels), CHANNELS) or not np.isfinite(weights).all():
-            raise UserError(f"head.cam_weights: must be {len(self.labels)} x {CHANNELS} numbers, found others")
-        return weights
+        numbers = weights.shape == (len(self.labels), CHANNELS) and weights.dtype.kind in "if"
+        if not numbers or not (np.abs(weights) <= MOST_WEIGHT).all():
+            rule = f"{len(self.labels)} x {CHANNELS} numbers from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+            raise UserError(f"head.cam_weights: must be {rule}, found others")
+        return weights.astype(np.float64)
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in ``config.json``."""

@@ -116,8 +116,9 @@ class Guard:
         expected = self._settings.token
         if expected is None or not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
             return
-        given = headers.get(b"authorization", b"")
-        if not hmac.compare_digest(given, b"Bearer " + expected.encode()):
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        # The scheme's name knows no case (RFC 9110, 11.1).
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given, expected.encode()):
             raise Refusal(401, "Authorization: must be the Bearer token of this server")
 
     def _admit(self, headers: Mapping[bytes, bytes]) -> int:
@@ -130,7 +131,8 @@ class Guard:
         if self.leaving or self.open >= self._settings.queue or self._bytes + size > BODIES * largest:
             self._metrics.turned_away.inc()
             after = max(1, math.ceil(self.open * self._seconds / self._settings.queue))
-            raise Refusal(503, "the house is full; come back later", retry_after=after)
+            why = "the server is about to stop" if self.leaving else "the house is full"
+            raise Refusal(503, f"{why}; come back later", retry_after=after)
         self.open, self._bytes = self.open + 1, self._bytes + size
         self._metrics.open.set(self.open)
         return max(size, 1)

@@ -60,7 +60,7 @@ def read(body: bytes, header_length: str | None) -> Asked:
     """
     end = len(body)
     if header_length is not None:
-        end = int(header_length) if header_length.isdigit() else -1
+        end = int(header_length) if header_length.isascii() and header_length.isdigit() else -1
         if not 0 < end <= len(body):
             raise Refusal(
                 400, f"{HEADER_LENGTH}: must be from 1 to the body's {len(body)} bytes, found {header_length}"

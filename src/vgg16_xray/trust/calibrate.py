@@ -227,8 +227,13 @@ def conformal_sets(conformal: Mapping[str, Any], probabilities: NDArray[Any]) ->
 
 
 def conformal_set(conformal: Mapping[str, Any], probabilities: NDArray[Any]) -> list[int]:
-    """The classes in the set of one film with probabilities (K,), the most probable first."""
+    """The classes in the set of one film with probabilities (K,), the most probable first.
+
+    A set that is not empty holds the most probable class too, which the film is called: with a threshold a class it may
+    lie outside, and a reader would take it for ruled out. To add a class only lets a set hold the truth more often.
+    """
     inside = conformal_sets(conformal, np.asarray(probabilities)[None])[0]
+    inside[int(np.argmax(probabilities))] |= bool(inside.any())
     return [int(k) for k in np.argsort(-np.asarray(probabilities), kind="stable") if inside[k]]
 
 
