@@ -50,6 +50,18 @@ def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"), [("a.csv", "path,"), ("a.JSON", "{"), ("a.jsonl", '{"path"'), ("a.txt", "")]
+)
+def test_the_name_of_out_says_the_format(
+    name: str, begins: str, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "film.jpg", "--out", name, "--quiet")[0] == 0
+    text = (inside / name).read_text("utf-8")
+    assert text.startswith(begins)
+    assert ("┃" in text) == (name == "a.txt")
+
+
 @pytest.mark.parametrize("out", ["film.jpg", "link.jpg", "hard.jpg", "sub/../film.jpg"])
 def test_a_film_is_not_written_over(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("sub").mkdir()

@@ -13,6 +13,7 @@ import pytest
 
 from vgg16_xray import Classifier
 from vgg16_xray.bundle.classify import check
+from vgg16_xray.errors import UserError
 from vgg16_xray.films.decode import decode, to_square
 from vgg16_xray.predict import Predictor
 from vgg16_xray.rundir import RunDir
@@ -82,3 +83,22 @@ def test_prediction_loads_neither_torch_nor_what_training_needs(bundle: Path, fi
     answer, heavy = done.stdout.splitlines()
     assert json.loads(answer)["answer"] in ("answered", "abstained")
     assert heavy == "[] 0"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_films_that_go_a_thread_each_get_the_numbers_of_one_after_the_other(
+    bundle: Path, films: list[Path], count: int
+) -> None:
+    pixels = [to_square(decode(films[i % len(films)])) for i in range(count)]
+    alone, together = (Classifier.load(bundle, threads=threads).predict_arrays(pixels) for threads in (1, 2))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_from_python_too_what_is_no_film_is_an_answer_and_one_film_is_no_list(bundle: Path) -> None:
+    classifier = Classifier.load(bundle)
+    answers = classifier.predict(["nul\0x", 3])  # type: ignore[list-item]
+    assert [(one.answer, "must be" in one.reason) for one in answers] == [("error", True)] * 2
+    for one in ("a.png", Path("a.png"), b"x"):
+        with pytest.raises(UserError, match="images: must be several films, in a list, found one"):
+            classifier.predict(one)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def test_more_json_than_is_read_without_holding_up_others_is_refused() -> None:
     assert refusal.value.status == 413
 
 
-@pytest.mark.parametrize("length", ["0", "-1", "x", "1e3", "99999"])
+@pytest.mark.parametrize("length", ["0", "-1", "x", "1e3", "99999", "5²"])
 def test_a_header_length_beyond_the_body_is_refused(length: str) -> None:
     with pytest.raises(Refusal, match="Inference-Header-Content-Length"):
         protocol.read(b"{}", length)

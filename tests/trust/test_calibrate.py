@@ -141,6 +141,11 @@ def test_a_set_names_its_classes_from_the_most_probable_on() -> None:
     assert calibrate.conformal_set(conformal | {"thresholds": [0.3] * 4}, np.array([0.25] * 4)) == []
 
 
+def test_a_set_does_not_leave_out_what_the_film_is_called() -> None:
+    conformal = {"score": "lac", "thresholds": [0.1, 0.9, 0.9, 0.9]}
+    assert calibrate.conformal_set(conformal, np.array([0.6, 0.2, 0.15, 0.05])) == [0, 1, 2]
+
+
 def test_a_class_with_too_few_films_is_in_every_set() -> None:
     logits, truth, _ = drawn(200, seed=8)
     truth[truth == 3] = 2

@@ -155,7 +155,7 @@ class BundleConfig:
         whole = isinstance(self.size, int) and not isinstance(self.size, bool)
         fields.require(whole and self.size in SIDES, "size", f"{SIDES[0]} to {SIDES[-1]} pixels", self.size)
         above_0 = fields.is_number(self.temperature, 0, MOST_TEMPERATURE) and self.temperature > 0
-        fields.require(above_0, "temperature", f"a number above 0, at most {MOST_TEMPERATURE:g}", self.temperature)
+        fields.require(above_0, "temperature", f"a number above 0, at most {MOST_TEMPERATURE:,.0f}", self.temperature)
         fields.one_of(self.preprocessing, "preprocessing", PREPROCESSING)
         fields.one_of(self.train_from, "train_from", TRAIN_FROM)
         for name in ("recipe", "version", "checkpoint_sha256", "research_use_only"):
@@ -181,7 +181,7 @@ class BundleConfig:
             weights = np.zeros(0)
         numbers = weights.shape == (len(self.labels), CHANNELS) and weights.dtype.kind in "if"
         if not numbers or not (np.abs(weights) <= MOST_WEIGHT).all():
-            rule = f"{len(self.labels)} x {CHANNELS} numbers from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+            rule = f"{len(self.labels)} x {CHANNELS} numbers from -{MOST_WEIGHT:,.0f} to {MOST_WEIGHT:,.0f}"
             raise UserError(f"head.cam_weights: must be {rule}, found others")
         return weights.astype(np.float64)
 
