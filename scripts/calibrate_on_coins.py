@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vgg16_xray.predict import films_in
 from vgg16_xray.rundir import RunDir
 from vgg16_xray.steps.audit import audit_data
 from vgg16_xray.trust.verdict import CARE, NONE, STOP
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm"}
 
 
 def lay_out(to: Path, films: list[Path], *, seed: int, count: int) -> Path:
@@ -50,7 +49,7 @@ def main() -> None:
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
     for hospital in asked.hospitals:
         name, _, folder = hospital.partition("=")
-        films = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+        films = [film for film in films_in([Path(folder)]) if isinstance(film, Path)]
         verdicts: Counter[str] = Counter()
         rules: Counter[str] = Counter()
         for seed in range(asked.sets):

@@ -21,6 +21,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 from vgg16_xray.bundle.classify import Classifier
+from vgg16_xray.predict import films_in
 
 CHROMIUM = Path("/usr/bin/chromium")
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
@@ -51,9 +52,9 @@ def served(model: Path | None) -> Iterator[str]:
 
 def one_of_each(model: Path | None, films: Path) -> dict[str, Path]:
     """Answer -> a film that gets it."""
-    files = sorted(path for path in films.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".dcm"})
+    files = [film for film in films_in([films])[:MOST] if isinstance(film, Path)]
     found: dict[str, Path] = {}
-    for answer, file in zip(Classifier.load(model).predict(files[:MOST]), files, strict=False):
+    for answer, file in zip(Classifier.load(model).predict(files), files, strict=True):
         found.setdefault(answer.answer, file)
     if missing := {"answered", "abstained"} - set(found):
         raise SystemExit(f"{films}: of the first {MOST} films none is {' or '.join(sorted(missing))}")

@@ -41,13 +41,23 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def new_cache() -> Callable[[Path], Path]:
+    """Function: make a cache that holds nothing but which engine is fastest, which need not be found out again."""
+
+    def make(folder: Path) -> Path:
+        folder.mkdir()
+        if (raced := CacheDir.of_user().engines).exists():
+            shutil.copy(raced, CacheDir(folder).engines)
+        return folder
+
+    return make
+
+
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(tmp_path: Path, new_cache: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache for one test, whose features are computed anew."""
-    folder = tmp_path / "own-cache"
-    folder.mkdir()
-    if (raced := CacheDir.of_user().engines).exists():  # Which engine is fastest need not be found out again.
-        shutil.copy(raced, CacheDir(folder).engines)
+    folder = new_cache(tmp_path / "own-cache")
     monkeypatch.setenv(CACHE_VARIABLE, str(folder))
     return folder
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vgg16_xray.rundir import CACHE_VARIABLE, CacheDir
+from vgg16_xray.rundir import CACHE_VARIABLE
 
 #: `vgg16-xray` with small shards, and a state that is saved after every step: more moments in a shorter run.
 DRIVER = """
@@ -68,18 +68,17 @@ def hashes(run: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bytes(tmp_path: Path, drawn_films: Path) -> None:
+def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bytes(
+    tmp_path: Path, drawn_films: Path, new_cache: Callable[[Path], Path]
+) -> None:
     (tmp_path / "killed.toml").write_text(RECIPE, "utf-8")
     options = ["--recipe", str(tmp_path / "killed.toml"), "--folds", str(FOLDS)]
 
     def arguments(name: str) -> list[str]:
         return ["run", str(drawn_films), "--out", str(tmp_path / name), *options]
 
-    # Which engine is fastest need not be found out again: each start would be killed so much later.
     for name in ("cache-whole", "cache-cut"):
-        (tmp_path / name).mkdir()
-        if (raced := CacheDir.of_user().engines).exists():
-            shutil.copy(raced, CacheDir(tmp_path / name).engines)
+        new_cache(tmp_path / name)  # To race the engines anew would put each kill off by that.
     started = time.monotonic()
     whole = start(arguments("whole"), tmp_path / "cache-whole")
     assert whole.stdout is not None

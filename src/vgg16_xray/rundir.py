@@ -28,6 +28,8 @@ from vgg16_xray.files import read_json, saying_why_not_written, write_json, writ
 
 #: Environment variable that names the folder of what runs share.
 CACHE_VARIABLE = "VGG16_XRAY_CACHE"
+#: Held by whoever writes a folder; the first file in it.
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class RunDir:
         for root in data:
             if root.is_dir() and root.resolve() in (here, *here.parents):
                 raise UserError(f"--out: must lie outside the films' folder {root}, found {self.path}")
-        if not self.path.is_dir() or any((self.path / name).exists() for name in (".lock", self.steps.name)):
+        if not self.path.is_dir() or any((self.path / name).exists() for name in (LOCK, self.steps.name)):
             return
         if strangers := sorted(file.name for file in self.path.iterdir()):
             raise UserError(
@@ -252,7 +254,7 @@ class RunDir:
         new = not self.path.exists()
         with saying_why_not_written(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            lock = (self.path / LOCK).open("w")
         with lock, self._forgotten_if_nothing_came_of_it() if new else contextlib.nullcontext():
             with saying_why_not_written(self.path):
                 try:
@@ -270,8 +272,8 @@ class RunDir:
         try:
             yield
         except BaseException:
-            if [file.name for file in self.path.iterdir()] == [".lock"]:
-                (self.path / ".lock").unlink()
+            if [file.name for file in self.path.iterdir()] == [LOCK]:
+                (self.path / LOCK).unlink()
                 self.path.rmdir()
             raise
 
@@ -468,7 +470,7 @@ class StoreDir:
     @property
     def lock(self) -> Path:
         """Held by the process that makes the store."""
-        return self.path / ".lock"
+        return self.path / LOCK
 
     @property
     def leaving(self) -> Path:

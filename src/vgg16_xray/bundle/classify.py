@@ -219,7 +219,7 @@ class Classifier:
         """The graph on (B, size, size) uint8: a film a thread as far as films go round, which is quicker than all
         threads on one film after the other; those that are left by all threads together. The numbers are the same.
         """
-        whole = len(squares) // self._threads * self._threads if self._threads > 1 and len(squares) > 1 else 0
+        whole = len(squares) // self._threads * self._threads if self._threads > 1 else 0
         parts: list[Sequence[np.ndarray]] = []
         if whole:
             session, pool = self._a_film_a_thread()
@@ -456,8 +456,6 @@ def decode_image(image: Image) -> np.ndarray:
     if not isinstance(image, str | Path | bytes | np.ndarray):
         raise UnreadableFilm(f"film: must be a path, bytes or (H, W) uint8, found {type(image).__name__}")
     if not isinstance(image, np.ndarray):
-        if "\0" in str(image if isinstance(image, str | Path) else ""):
-            raise UnreadableFilm("film: must be named by a path, found a name with a null byte")
         return decode(Path(image) if isinstance(image, str) else image)
     if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
         raise UnreadableFilm(f"array: must be (H, W) uint8, found {image.shape} {image.dtype}")

@@ -157,6 +157,8 @@ def _read(path: Path, where: str) -> bytes:
         raise UnreadableFilm(f"{where}: must be a file, found none") from error
     except OSError as error:
         raise UnreadableFilm(f"{where}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # Python gives no name with a null byte in it to the system.
+        raise UnreadableFilm(f"{where}: must be a file, found a name that none can have ({error})") from error
 
 
 def _check_size(width: int, height: int, where: str, max_pixels: int) -> None:

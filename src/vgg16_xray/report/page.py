@@ -213,7 +213,7 @@ def _content(run: RunDir) -> dict[str, Any]:
         "quarantine": _quarantine(run),
         "pictures": _pictures(run),
         "charts": collections.defaultdict(lambda: None, charts_of(run, test, history)),
-        "films": _films(run, of_folds, in_folds=folds is not None),
+        "films": _films(run, of_folds, tested=test is not None, in_folds=folds is not None),
         "script": script,
         "script_hash": f"'sha256-{base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()}'",
         "layers": layers,
@@ -263,12 +263,11 @@ def _heat(run: RunDir) -> dict[str, Any] | None:
     }
 
 
-def _films(run: RunDir, of_folds: FoldsDir, *, in_folds: bool) -> dict[str, Any] | None:
+def _films(run: RunDir, of_folds: FoldsDir, *, tested: bool, in_folds: bool) -> dict[str, Any] | None:
     """The films that were measured, mistakes first and the surest of them at the top, each with a small picture."""
     import pandas as pd
 
-    tested = run.predictions.exists() and "test" in run.stamps()
-    file = run.predictions if tested else of_folds.table if in_folds else None
+    file = run.predictions if tested and run.predictions.exists() else of_folds.table if in_folds else None
     if file is None or not file.exists() or (manifest := _manifest(run)) is None:
         return None
     texts = dict.fromkeys(("path", "collection", "label", "split", "patient_id", "source", "prediction"), str)

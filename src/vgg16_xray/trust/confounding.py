@@ -293,14 +293,13 @@ def leave_one_source_out(
     }
 
 
-def _intervals(hits: NDArray[np.bool_], groups: Sequence[str], *, seed: int) -> list[list[float]]:
-    """The 95 % percentile interval of the share of hits, of each column of (N, C), over groups: ``[low, high]``."""
+def _intervals(hits: NDArray[np.bool_], groups: Sequence[str], *, seed: int) -> list[tuple[float, float] | None]:
+    """The 95 % percentile interval of the share of hits, of each column of (N, C), over groups."""
     drawn = [
         times @ hits / times.sum(axis=1, keepdims=True)
         for times in bootstrap_weights(groups, replicates=1000, seed=seed)
     ]
-    bounds = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
-    return [[float(low), float(high)] for low, high in bounds.T]
+    return [percentile_interval(shares, level=0.95) for shares in np.concatenate(drawn).T]
 
 
 def _groups(truth: NDArray[Any], groups: Sequence[str], taken: NDArray[np.bool_], k: int) -> int:
