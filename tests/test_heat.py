@@ -62,6 +62,11 @@ def test_a_bundle_is_measured_and_its_card_tells_it(
     assert of["pointing"]["chance"]["value"] == of["share"]["chance"]["value"]
     assert of["share"]["model"]["low"] <= of["share"]["model"]["value"] <= of["share"]["model"]["high"]
     assert sum(found["called"].values()) == len(found["each"]) == 7
+    with Image.open(tmp_path / "out" / "heat.jpg") as sheet:  # four films a row, and a legend
+        assert sheet.width > 4 * 288
+        assert sheet.height > 2 * 288
+        cyan = (np.abs(np.asarray(sheet).astype(int) - (0, 229, 255)).max(axis=2) < 40).sum()
+    assert cyan > 500
     check(mine)
     assert "Do its heat maps look where the disease is?" in (mine / "README.md").read_text()
 
@@ -73,6 +78,7 @@ def test_a_run_is_measured_and_its_report_and_its_cards_show_it(segmented: Path,
     page = write_report(copy_of_run).read_text()
     assert "Does the heat map look where the disease is?" in page
     assert "Heat in the opacities, of that in the lungs" in page
+    assert "Films under their heat, from most of it on the opacities to least." in page
     assert "of the heat lie on the drawn opacities" in (copy_of_run.path / "cards" / "claim_2024.md").read_text()
 
 

@@ -38,7 +38,8 @@ def heat(
     Args:
         model: A bundle or a run; the model in the package by default.
         data: Films with masks, see :mod:`vgg16_xray.films.masks`.
-        out: Folder for ``heat.json``; of a run the run itself, where its report and its next export find it.
+        out: Folder for ``heat.json`` and ``heat.jpg``; of a run the run itself, where its report and its next export
+            find them.
         trained_on: The run, or the folders of films, that the model learned from; by default the run, or what a bundle
             keeps of its own films. Films that are among them are taken out.
         flags: Structure -> the bits that say it in a mask of several structures.
@@ -104,6 +105,7 @@ def heat(
         ),
     }
     if (left := left_in(model, out)) is not None:
+        _draw(HeatDir(left.parent), classifier, drawn, found)
         write_json(left, found)
     if into_card and model is not None:
         from vgg16_xray.bundle.export import seal
@@ -112,6 +114,23 @@ def heat(
         config = read_bundle_config(folder)
         seal(folder, replace(config, figures=dict(config.figures) | {"localisation": localise.summary(found)}))
     return found
+
+
+def _draw(folder: HeatDir, classifier: Classifier, drawn: Sequence[Drawn], found: Mapping[str, Any]) -> None:
+    """Draw films under their heat, from the one with most of it on the opacities to the one with least."""
+    from vgg16_xray.report.heat import Shown, draw_heat
+
+    folder.picture.unlink(missing_ok=True)
+    order = localise.spread_by_share(found["each"])
+    if not order:
+        return
+    labels = classifier.labels
+    ill = [k for k, label in enumerate(labels) if label != found["healthy"]]
+    maps = localise.maps_of(classifier, [drawn[i].film for i in order], ill, what="pictures")
+    draw_heat(
+        folder.picture,
+        [Shown(drawn=drawn[i], heat=heat, row=found["each"][i]) for i, heat in zip(order, maps.heat, strict=True)],
+    )
 
 
 def left_in(model: Path | None, out: Path | None) -> Path | None:

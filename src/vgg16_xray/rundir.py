@@ -392,6 +392,11 @@ class HeatDir:
         """What :func:`vgg16_xray.heat.heat` found, as JSON."""
         return self.path / "heat.json"
 
+    @property
+    def picture(self) -> Path:
+        """Some of the films under their heat, with what is drawn on them."""
+        return self.path / "heat.jpg"
+
 
 @dataclass(frozen=True)
 class ComparisonDir:

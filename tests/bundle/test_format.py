@@ -80,6 +80,23 @@ def growing(model: onnx.ModelProto) -> None:
     )
 
 
+def joining_many(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Concat", ["pooled"] * 10, ["c"], name="c", axis=1))
+
+
+def outer_product(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Gemm", ["pooled", "pooled"], ["square"], name="square", transA=1))
+
+
+def wide_padding(model: onnx.ModelProto) -> None:
+    (around,) = (tensor for tensor in model.graph.initializer if tensor.name == "features.29.around")
+    around.CopyFrom(numpy_helper.from_array(np.array([0, 1, 1, 1024] * 2), around.name))
+
+
+def computed_padding(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Pad", ["features.28", "pooled"], ["p"], name="p"))
+
+
 def other_outputs(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = "probability"
 
@@ -98,7 +115,11 @@ def other_outputs(model: onnx.ModelProto) -> None:
         (absurd_stretching, "tensor 'square' must be at most 1024, found 1000000"),
         (absurd_padding, "pads must be at most 16, found 1000000"),
         (too_many_nodes, "must have at most 256 nodes, found "),
-        (growing, "must have at most 2 nodes Concat, found 4"),
+        (growing, "must have at most 3 nodes Concat, found 6"),
+        (joining_many, "node 'c' must join at most 9 tensors, found 10"),
+        (outer_product, "node 'square' must read one computed tensor, found 2"),
+        (wide_padding, "node 'features.29.padded' must add at most 1 place at an end"),
+        (computed_padding, "node 'p' must read one computed tensor, found 2"),
         (other_outputs, "must take pixels and give probabilities, logits, embedding, feature_map, found pixels and "),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

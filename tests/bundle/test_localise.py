@@ -7,6 +7,7 @@ import pytest
 
 from vgg16_xray.bundle.localise import (
     COLUMNS,
+    DRAWN,
     WITHIN,
     Found,
     _figures,
@@ -15,6 +16,7 @@ from vgg16_xray.bundle.localise import (
     mean_of_others,
     on_structures,
     sentence,
+    spread_by_share,
 )
 from vgg16_xray.films.masks import LUNGS, OPACITIES
 
@@ -93,3 +95,14 @@ def test_pointing_has_the_exact_interval() -> None:
         "low": pytest.approx(0.2720, abs=1e-4),
         "high": pytest.approx(0.7280, abs=1e-4),
     }
+
+
+def test_films_are_drawn_from_most_heat_on_the_opacities_to_least() -> None:
+    each = [{"film": str(i), **({} if i == 3 else {OPACITIES: {"share": i / 20}})} for i in range(20)]
+    chosen = spread_by_share(each)
+    assert len(chosen) == DRAWN
+    assert (chosen[0], chosen[-1]) == (19, 0)
+    assert chosen == sorted(chosen, reverse=True)
+    assert 3 not in chosen
+    assert spread_by_share(each[:2]) == [1, 0]
+    assert spread_by_share(each[3:4]) == []

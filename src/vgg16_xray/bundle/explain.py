@@ -64,6 +64,17 @@ def overlay(film: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.rint(film[..., None] * (1 - opacity) + coloured(share) * opacity).astype(np.uint8)
 
 
+def outlined(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], *, thickness: int = 2) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with the border of a structure (H, W) bool on it, drawn within the structure."""
+    from PIL import Image, ImageFilter
+
+    whole = Image.fromarray(mask.astype(np.uint8) * 255)
+    inside = np.asarray(whole.filter(ImageFilter.MinFilter(2 * thickness + 1))) > 0
+    drawn = picture.copy()
+    drawn[mask & ~inside] = colour
+    return drawn
+
+
 def draw(film: np.ndarray, answer: Prediction) -> Image:
     """The film, the film under its heat map, the colour bar with its scale, and what all that is.
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vgg16_xray.learn.vgg16 import VGG16
 
 #: Training films that show int8 its ranges, the same number of each class.
-CALIBRATION_FILMS = 64
+CALIBRATION_FILMS = 128
 #: Validation films that heat maps are measured on.
 HEAT_FILMS = 12
 #: Films of a class that the model does not know, that stand for it.

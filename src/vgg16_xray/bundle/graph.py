@@ -16,7 +16,7 @@ import numpy as np
 
 from vgg16_xray.bundle.format import EMBEDDING, FEATURE_MAP, LOGITS, PROBABILITIES
 from vgg16_xray.errors import UserError
-from vgg16_xray.learn.onnx_graph import IR_VERSION, STRETCH, as_model, normalising_nodes
+from vgg16_xray.learn.onnx_graph import IR_VERSION, STRETCH, as_model, film_nodes, normalising_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -28,6 +28,11 @@ OPSET = 18
 #: Weights are -63..63. Without VNNI a product of an unsigned and a signed byte is summed in pairs into 16 bits, where
 #: two products of eight bits each do not fit, and what does not fit is cut off.
 LARGEST_WEIGHT = 63
+#: Grey value of the channel that never changes, by which the first convolution in bytes learns where the film ends.
+CONSTANT = 128
+#: How often the first convolution in bytes reads grey and constant: its weights are sums of so many bytes, and a
+#: processor multiplies four bytes of one place at a time in any case.
+COPIES = 2
 THREE_BY_THREE: Mapping[str, Any] = MappingProxyType({"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})
 #: Number, in ``features``, of the ReLU that yields the feature map.
 LAST_RELU = 29
@@ -49,7 +54,7 @@ class Reach:
 class Rounded:
     """A convolution whose weights are whole numbers."""
 
-    #: (O, I, 3, 3) whole numbers, at most :data:`LARGEST_WEIGHT` from zero.
+    #: (O, I, 3, 3) whole numbers, at most :data:`LARGEST_WEIGHT` from zero; :data:`COPIES` times that in the first one.
     weight: np.ndarray
     #: (O,) what 1 stands for.
     scale: np.ndarray
@@ -61,13 +66,12 @@ class Rounded:
 class Int8:
     """How a network is computed in bytes.
 
-    The first convolution reads pixels, on which a byte is coarsest, and has whole numbers for weights. The last one
-    yields more than bytes.
+    The first convolution reads what :func:`on_grey_and_constant` says. The last one yields its sums, not bytes.
     """
 
-    #: By the number of the ReLU in ``features``.
+    #: By the number of the ReLU in ``features``; of all but the last.
     reached: Mapping[int, Reach]
-    #: All convolutions but the first, by their number in ``features``.
+    #: By the number of the convolution in ``features``.
     rounded: Mapping[int, Rounded]
 
 
@@ -88,16 +92,14 @@ def network_graph(
         size: Side of the square that films are stretched to, pixels.
         temperature: The logits are divided by it before the softmax.
         int8: How it is computed in bytes; None: in float32.
-        show: Numbers of ReLUs in ``features`` whose output the graph gives too, as ``relu<number>``.
+        show: Numbers of ReLUs in ``features``, not the last, whose output the graph gives too, as ``relu<number>``.
 
     Returns:
         ``pixels`` (B, H, W) uint8 -> :data:`vgg16_xray.bundle.format.OUTPUTS`.
     """
-    nodes, tensors = normalising_nodes(preprocessing, stretch_to=size)
+    nodes, tensors = film_nodes(stretch_to=size) if int8 else normalising_nodes(preprocessing, stretch_to=size)
     graph = _Graph(nodes, tensors, {})
-    if int8:
-        _round_mean(graph)
-    last_map = _write_base(graph, model, int8)
+    last_map = _write_base_of_bytes(graph, model, int8, size) if int8 else _write_base(graph, model)
     classes = _write_head(graph, model, last_map)
     graph.node("Div", [LOGITS, graph.tensor("temperature", temperature)], "calibrated")
     graph.node("Softmax", ["calibrated"], PROBABILITIES, axis=1)
@@ -109,8 +111,7 @@ def network_graph(
         FEATURE_MAP: ["films", 512, side, side],
     }
     for number in show:
-        x = FEATURE_MAP if number == LAST_RELU else f"features.{number}"
-        shapes[graph.node("Identity", [x], f"relu{number}")] = ["films", None, None, None]
+        shapes[graph.node("Identity", [f"features.{number}"], f"relu{number}")] = ["films", None, None, None]
     return as_model(nodes, tensors, pixels=np.uint8, size=None, outputs=shapes, opset=OPSET)
 
 
@@ -134,98 +135,138 @@ class _Graph:
         return name
 
 
-def _write_base(graph: _Graph, model: VGG16, int8: Int8 | None) -> str:
-    """Convolutions, ReLUs and pools; returns the name of the last map, float32."""
+def _write_base(graph: _Graph, model: VGG16) -> str:
+    """Convolutions, ReLUs and pools in float32; returns the name of what the last pool yields."""
     from torch import nn
 
-    x, given = graph.nodes[-1].output[0], None
+    x = graph.nodes[-1].output[0]
     for name, layer in model.features.named_children():
-        number, y = int(name), f"features.{name}"
+        y = f"features.{name}"
         if isinstance(layer, nn.Conv2d):
             weight, bias = (part.detach().cpu().float().numpy() for part in (layer.weight, layer.bias))  # type: ignore[union-attr]
-            yields = int8.reached[number + 1] if int8 else None
-            if int8 and given and number + 1 == LAST_RELU:
-                x = _write_last_convolution(graph, x, int8.rounded[number], given, int8.reached[LAST_RELU])
-            elif int8 and given:
-                step = int8.reached[number + 1].step
-                x = _write_convolution_of_bytes(graph, x, y, int8.rounded[number], given, step)
-            elif yields:
-                x = _write_exact_convolution(graph, weight=weight, bias=bias, yields=yields)
-            else:
-                parts = [graph.tensor(f"{y}.weight", weight), graph.tensor(f"{y}.bias", bias)]
-                x = graph.node("Conv", [x, *parts], y, **THREE_BY_THREE)
-            given = yields
+            parts = [graph.tensor(f"{y}.weight", weight), graph.tensor(f"{y}.bias", bias)]
+            x = graph.node("Conv", [x, *parts], y, **THREE_BY_THREE)
         elif isinstance(layer, nn.ReLU):
-            if not given:
-                x = graph.node("Relu", [x], FEATURE_MAP if number == LAST_RELU else y)
+            x = graph.node("Relu", [x], FEATURE_MAP if int(name) == LAST_RELU else y)
         else:
-            scale = graph.scales.get(x)
-            x = graph.node("MaxPool", [x], y, kernel_shape=[2, 2], strides=[2, 2])
-            if scale:
-                graph.scales[y] = scale
+            x = _write_pool(graph, x, y)
     return x
 
 
-def _round_mean(graph: _Graph) -> None:
-    """Let the pixels stay whole numbers: the division goes, and the mean loses its fraction.
-
-    :func:`_write_exact_convolution` makes up for both.
-    """
-    graph.nodes.pop()
-    graph.tensors["exact.mean"] = graph.tensors["mean"]
-    graph.tensors["mean"] = np.rint(graph.tensors["mean"])
+def _write_pool(graph: _Graph, x: str, y: str) -> str:
+    return graph.node("MaxPool", [x], y, kernel_shape=[2, 2], strides=[2, 2])
 
 
-def _write_exact_convolution(graph: _Graph, *, weight: np.ndarray, bias: np.ndarray, yields: Reach) -> str:
-    """The first convolution and its ReLU, on whole numbers that float32 adds up without rounding, to bytes.
+def _write_base_of_bytes(graph: _Graph, model: VGG16, int8: Int8, size: int) -> str:
+    """Convolutions, ReLUs and pools in bytes; returns the name of what the last pool yields, float32."""
+    from torch import nn
 
-    Then the order in which a machine adds does not matter. In float32 it does, by a millionth, and where that lies on
-    the border of two bytes all layers behind carry it on: a probability was 0.01 off between a processor and a browser.
-    """
-    exact, mean = graph.tensors.pop("exact.mean"), graph.tensors["mean"]
-    weight = weight / graph.tensors.pop("divisor")
-    bias = bias + (weight * (mean - exact)).sum(axis=(1, 2, 3))
-    # Partial sums, rounded weights included, stay below 2^24, from where on float32 skips whole numbers.
-    furthest = np.maximum(mean, 255 - mean)
-    scale = float(((np.abs(weight) * furthest).sum(axis=(1, 2, 3)) + np.abs(bias)).max()) / 2**23
-    graph.scales["features.1"] = graph.tensor("features.1.scale", yields.step)
     graph.tensor("zero", 0, np.uint8)
-    given = [
-        graph.nodes[-1].output[0],
-        graph.tensor("features.0.weight", np.rint(weight / scale)),
-        graph.tensor("features.0.bias", np.rint(bias / scale)),
-    ]
-    x = graph.node("Conv", given, "features.0", **THREE_BY_THREE)
-    return graph.node("QuantizeLinear", [x, graph.tensor("features.1.step", yields.step / scale), "zero"], "features.1")
+    graph.tensor("zero_weight", 0, np.int8)
+    x = _write_grey_and_constant(graph)
+    given = Reach(255.0)
+    for name, layer in model.features.named_children():
+        number = int(name)
+        if isinstance(layer, nn.Conv2d):
+            rounded = int8.rounded[number]
+            if number + 1 == LAST_RELU:
+                x = _write_last_convolution(graph, x, rounded, given, size // 16)
+                continue
+            yields = int8.reached[number + 1]
+            rounded = _in_copies(rounded) if number == 0 else rounded
+            x = _write_convolution_of_bytes(graph, x, f"features.{number + 1}", rounded, given, yields)
+            given = yields
+        elif isinstance(layer, nn.MaxPool2d):
+            pooled = _write_pool(graph, x, f"features.{name}")
+            if x in graph.scales:
+                graph.scales[pooled] = graph.scales[x]
+            x = pooled
+    return x
+
+
+def on_grey_and_constant(weight: np.ndarray, preprocessing: str) -> np.ndarray:
+    """The first convolution's weights for bytes as they are, grey and :data:`CONSTANT`, in place of three colours.
+
+    A grey film gives all three colours one value, from which each takes its mean. Within the film the means could be
+    part of the bias. But outside is zero after they were taken, so at its border the network knows where a film ends:
+    the constant, which ends there too, carries them.
+
+    Args:
+        weight: (O, 3, 3, 3)
+        preprocessing: A name of :data:`vgg16_xray.config.PREPROCESSING`.
+
+    Returns:
+        (O, 2, 3, 3) float64
+    """
+    from vgg16_xray.learn.weights import PREPROCESSING
+
+    how = PREPROCESSING[preprocessing]
+    of_grey = np.asarray(weight, dtype=np.float64) / np.reshape(how.divisor, (3, 1, 1))
+    means = (of_grey * np.reshape(how.mean, (3, 1, 1))).sum(axis=1)
+    return np.stack([of_grey.sum(axis=1), -means / CONSTANT], axis=1)
+
+
+def _write_grey_and_constant(graph: _Graph) -> str:
+    """(B, 1, h, w) uint8 -> (B, 2 * COPIES, h, w) uint8."""
+    grey = graph.nodes[-1].output[0]
+    level = graph.tensor("constant_level", CONSTANT, np.uint8)
+    graph.node("Clip", [grey, level, level], "constant")
+    graph.scales["bytes"] = graph.tensor("bytes.scale", 1.0)
+    return graph.node("Concat", [grey, "constant"] * COPIES, "bytes", axis=1)
+
+
+def _in_copies(rounded: Rounded) -> Rounded:
+    """Weights of :data:`COPIES` bytes each as so many of one byte each that add up to them."""
+    parts: list[np.ndarray] = []
+    for left in range(COPIES, 0, -1):
+        parts.append(np.rint((rounded.weight - sum(parts)) / left))
+    return replace(rounded, weight=np.concatenate(parts, axis=1))
 
 
 def _write_convolution_of_bytes(  # noqa: PLR0917 (its two ends, its parameters)
-    graph: _Graph, x: str, y: str, rounded: Rounded, given: Reach, step: float
+    graph: _Graph, x: str, y: str, rounded: Rounded, given: Reach, yields: Reach
 ) -> str:
-    """A convolution whose weights are bytes, and the ReLU behind it; one step of a byte of its output is `step`."""
-    graph.scales[y] = graph.tensor(f"{y}.scale", step)
+    """A convolution that reads and yields bytes, and the ReLU behind it."""
+    graph.scales[y] = graph.tensor(f"{y}.scale", yields.step)
     parts = [
         *(x, graph.scales[x], "zero"),
-        graph.tensor(f"{x}.next.weight", rounded.weight, np.int8),
-        *(graph.tensor(f"{x}.next.weight.scale", rounded.scale), graph.tensor("zero_weight", 0, np.int8)),
+        graph.tensor(f"{y}.weight", rounded.weight, np.int8),
+        *(graph.tensor(f"{y}.weight.scale", rounded.scale), "zero_weight"),
         *(graph.scales[y], "zero"),
         graph.tensor(f"{y}.bias", np.rint(rounded.bias / (rounded.scale * given.step)), np.int32),
     ]
     return graph.node("QLinearConv", parts, y, **THREE_BY_THREE)
 
 
-def _write_last_convolution(graph: _Graph, x: str, rounded: Rounded, given: Reach, yields: Reach) -> str:
-    """The last convolution twice: bytes of what lies below half of the reach, and bytes of what goes beyond.
+def _write_last_convolution(graph: _Graph, x: str, rounded: Rounded, given: Reach, side: int) -> str:
+    """The last convolution and its ReLU as a product of matrices, which yields its sums: the head reads maxima of them.
 
-    Their sum is the feature map. The head reads maxima of it, so a value beyond the reach must not be cut off, and
-    those below deserve the finer steps.
+    Bytes would end somewhere or be too coarse. ``ConvInteger`` yields sums too, but takes a third of all time.
     """
-    values = []
-    for name, step, begins in (("low", yields.step / 2, 0.0), ("high", yields.step, yields.step / 2 * 255)):
-        shifted = replace(rounded, bias=rounded.bias - begins)
-        part = _write_convolution_of_bytes(graph, x, f"feature_map.{name}", shifted, given, step)
-        values.append(graph.node("DequantizeLinear", [part, graph.scales[part], "zero"], f"{part}.values"))
-    return graph.node("Add", values, FEATURE_MAP)
+    y = f"features.{LAST_RELU}"
+    graph.node("Transpose", [x], f"{y}.places", perm=[0, 2, 3, 1])
+    around = graph.tensor(f"{y}.around", [0, 1, 1, 0, 0, 1, 1, 0], np.int64)
+    graph.node("Pad", [f"{y}.places", around, "zero"], f"{y}.padded")
+    graph.tensor(f"{y}.axes", [1, 2], np.int64)
+    neighbours = []
+    for row, column in np.ndindex(3, 3):
+        name = f"{y}.read.{row}.{column}"
+        begin = graph.tensor(f"{name}.begin", [row, column], np.int64)
+        end = graph.tensor(f"{name}.end", [row + side, column + side], np.int64)
+        neighbours.append(graph.node("Slice", [f"{y}.padded", begin, end, f"{y}.axes"], name))
+    graph.node("Concat", neighbours, f"{y}.read", axis=3)
+    weight = rounded.weight.transpose(2, 3, 1, 0).reshape(-1, len(rounded.weight))
+    parts = [f"{y}.read", graph.tensor(f"{y}.weight", weight, np.int8), "zero", "zero_weight"]
+    graph.node("MatMulInteger", parts, f"{y}.products")
+    scale = rounded.scale * given.step
+    # Whole numbers until here, and one multiplication: the same on every machine.
+    graph.node(
+        "Add", [f"{y}.products", graph.tensor(f"{y}.bias", np.rint(rounded.bias / scale), np.int32)], f"{y}.sums"
+    )
+    graph.node("Cast", [f"{y}.sums"], f"{y}.float", to=1)
+    graph.node("Mul", [f"{y}.float", graph.tensor(f"{y}.scale", scale)], f"{y}.values")
+    graph.node("Relu", [f"{y}.values"], f"{y}.relu")
+    return graph.node("Transpose", [f"{y}.relu"], FEATURE_MAP, perm=[0, 3, 1, 2])
 
 
 def _write_head(graph: _Graph, model: VGG16, last_map: str) -> int:

@@ -42,6 +42,8 @@ OTHERS = tuple(COLUMNS)[1:]
 LEAST = 5
 #: Films that go through a network together.
 BATCH = 8
+#: Films that are drawn under their heat.
+DRAWN = 8
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,13 @@ def bootstrapped(values: np.ndarray, groups: Sequence[str]) -> list[dict[str, fl
         low, high = percentile_interval(replicates, level=LEVEL) or (None, None)
         found.append({"value": float(mean), "low": low, "high": high})
     return found
+
+
+def spread_by_share(each: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Places, in ``each`` of :func:`measure`, of the films to draw: evenly from most heat on opacities to least."""
+    order = sorted((i for i, row in enumerate(each) if OPACITIES in row), key=lambda i: -each[i][OPACITIES]["share"])
+    chosen = np.unique(np.rint(np.linspace(0, len(order) - 1, min(DRAWN, len(order)))).astype(int))
+    return [order[i] for i in chosen]
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,27 +16,20 @@ import numpy as np
 
 from vgg16_xray.errors import UserError
 
-#: Every operator that :mod:`vgg16_xray.bundle.graph` writes.
+#: Every operator that :mod:`vgg16_xray.bundle.graph` writes, or wrote (Conv and Sub are of float32, QuantizeLinear and
+#: DequantizeLinear of int8 before December 2026).
 OPERATORS = frozenset(
-    {
-        "Add",
-        "Cast",
-        "Concat",
-        "Conv",
-        "DequantizeLinear",
-        "Div",
-        "Flatten",
-        "Gemm",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-    }
-    | {"MaxPool", "QLinearConv", "QuantizeLinear", "Relu", "Resize", "Softmax", "Sub", "Unsqueeze"}
+    {"Add", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Flatten", "Gemm", "GlobalAveragePool"}
+    | {"GlobalMaxPool", "MatMulInteger", "MaxPool", "Mul", "Pad", "QLinearConv", "QuantizeLinear", "Relu", "Resize"}
+    | {"Slice", "Softmax", "Sub", "Transpose", "Unsqueeze"}
 )
 #: Versions of the operators that are understood.
 OPSETS = range(13, 24)
-#: A network of this project has about 60 nodes and 90 tensors. None grows its input but Concat, of which there is one,
-#: and Resize: with these bounds no graph takes more memory than its weights and films of this side do.
-MOST_NODES, MOST_TENSORS, MOST_CONCATS, LARGEST_SIDE, LARGEST_ATTRIBUTE = 256, 512, 2, 1024, 16
+#: A network of this project has about 60 nodes and 90 tensors.
+MOST_NODES, MOST_TENSORS, LARGEST_SIDE, LARGEST_ATTRIBUTE = 256, 512, 1024, 16
+#: What could grow without stored numbers that say so: of Concat there are three, the largest joins the nine neighbours
+#: of a place, and Pad adds one place at each end. All others read one computed value: no product of a map with itself.
+MOST_CONCATS, MOST_JOINED, MOST_PADDED = 3, 9, 1
 #: TensorProto.DataType -> bytes a value; other types are not used.
 BYTES_OF_TYPE = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8}
 INT64, GRAPH_ATTRIBUTES = 7, (5, 10)
@@ -192,8 +185,10 @@ def _inspect_model(path: Path, data: memoryview) -> None:
     graph = graphs[0]
     if graph.has(15):
         raise UserError(f"{path}: weights must be dense, found sparse ones")
-    _inspect_nodes(path, list(graph.messages(1)))
-    _inspect_tensors(path, list(graph.messages(5)))
+    nodes, tensors = list(graph.messages(1)), list(graph.messages(5))
+    _inspect_nodes(path, nodes)
+    _inspect_tensors(path, tensors)
+    _inspect_growth(path, nodes, tensors)
     _inspect_ends(path, graph)
 
 
@@ -212,8 +207,6 @@ def _inspect_nodes(path: Path, nodes: list[_Message]) -> None:
             if (largest := max(numbers, key=abs)) > LARGEST_ATTRIBUTE or largest < -LARGEST_ATTRIBUTE:
                 what = f"{path}: node '{name}', {attribute.text(1)[:80]}"
                 raise UserError(f"{what} must be at most {LARGEST_ATTRIBUTE}, found {largest}")
-    if (count := sum(node.text(4) == "Concat" for node in nodes)) > MOST_CONCATS:
-        raise UserError(f"{path}: must have at most {MOST_CONCATS} nodes Concat, found {count}")
 
 
 def _inspect_tensors(path: Path, tensors: list[_Message]) -> None:
@@ -233,6 +226,38 @@ def _inspect_tensors(path: Path, tensors: list[_Message]) -> None:
             raise UserError(f"{path}: tensor '{name}' of shape {shape} must have {wanted} bytes, found {found}")
         if kind == INT64 and (largest := int(np.abs(np.frombuffer(raw[0], np.int64)).max())) > LARGEST_SIDE:
             raise UserError(f"{path}: tensor '{name}' must be at most {LARGEST_SIDE}, found {largest}")
+
+
+def _inspect_growth(path: Path, nodes: list[_Message], tensors: list[_Message]) -> None:
+    stored = {tensor.text(8): tensor for tensor in tensors}
+    made_by = {str(out, "utf-8"): node.text(4) for node in nodes for out in node.parts(2)}
+    concats = 0
+    for node in nodes:
+        name, kind = node.text(3)[:80], node.text(4)
+        given = [str(part, "utf-8") for part in node.parts(1)]
+        computed = [x for x in given if x and x not in stored]
+        if kind == "Concat":
+            concats += 1
+            if len(given) > MOST_JOINED:
+                raise UserError(f"{path}: node '{name}' must join at most {MOST_JOINED} tensors, found {len(given)}")
+            continue
+        # int8 before December 2026 added two halves of its last map.
+        halves = kind == "Add" and all(made_by.get(x) == "DequantizeLinear" for x in computed)
+        if len(computed) > 1 and not halves:
+            raise UserError(f"{path}: node '{name}' must read one computed tensor, found {len(computed)}")
+        if kind == "Pad" and (len(given) < 2 or _largest(stored.get(given[1])) > MOST_PADDED):
+            raise UserError(
+                f"{path}: node '{name}' must add at most {MOST_PADDED} place at an end, found another number"
+            )
+    if concats > MOST_CONCATS:
+        raise UserError(f"{path}: must have at most {MOST_CONCATS} nodes Concat, found {concats}")
+
+
+def _largest(tensor: _Message | None) -> int:
+    """Of whole numbers of 64 bits; more than any bound where there are none."""
+    if tensor is None or tensor.integer(2) != INT64:
+        return LARGEST_SIDE + 1
+    return int(np.frombuffer(tensor.parts(9)[0], np.int64).max())
 
 
 def _inspect_ends(path: Path, graph: _Message) -> None:

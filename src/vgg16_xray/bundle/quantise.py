@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vgg16_xray.bundle.format import session_of
-from vgg16_xray.bundle.graph import LARGEST_WEIGHT, LAST_RELU, Int8, Reach, Rounded, network_graph
+from vgg16_xray.bundle.graph import (
+    CONSTANT,
+    COPIES,
+    LARGEST_WEIGHT,
+    LAST_RELU,
+    Int8,
+    Reach,
+    Rounded,
+    network_graph,
+    on_grey_and_constant,
+)
 from vgg16_xray.learn.onnx_graph import PIXELS
 from vgg16_xray.progress import progress
 
@@ -17,11 +28,13 @@ if TYPE_CHECKING:
 
     from vgg16_xray.learn.vgg16 import VGG16
 
-#: Bytes of the last map reach so much further than any film did that was measured: the head reads maxima. Those within
-#: end before the largest value: the finer step gains more than what is cut off costs.
-ROOM, INNER_ROOM = 1.1, 0.77
+#: Channels of a map share their bytes' reach. Each is divided by this power of its largest value first, and the next
+#: convolution's weights multiplied by it: 0 leaves channels of small values few bytes, 1 the weights too few.
+EVENNESS = 0.5
+#: Smallest value that a channel's largest counts for, as a share of its map's: some channels are never above 0.
+LEAST = 1e-3
 #: Places of each film at which a convolution's input is looked at.
-PLACES = 128
+PLACES = 196
 #: Share of the mean variance of a convolution's inputs that is added to each: so many places tell no more.
 DAMPING = 0.01
 #: Columns of weights that are rounded before the others hear of it.
@@ -31,8 +44,8 @@ COLUMNS = 128
 def measure(model: VGG16, films: np.ndarray, *, preprocessing: str, size: int) -> Int8:
     """Find out how a network is best computed in bytes.
 
-    Films go through it in float32. From what each ReLU yields come the reach of its bytes and the second moments of
-    what the next convolution reads, by which its weights are rounded.
+    Films go through it in float32. From what each ReLU yields come the reach of its bytes, the levels that make its
+    channels more even, and the second moments of what the next convolution reads, by which its weights are rounded.
 
     Args:
         model: The network.
@@ -40,27 +53,42 @@ def measure(model: VGG16, films: np.ndarray, *, preprocessing: str, size: int) -
         preprocessing: A name of :data:`vgg16_xray.config.PREPROCESSING`.
         size: Side of a film, pixels.
     """
-    convolutions = dict(_convolutions(model))
-    relus = tuple(number + 1 for number in convolutions)
+    import torch
+
+    convolutions = dict(_convolutions(model, preprocessing))
+    relus = tuple(number + 1 for number in convolutions if number + 1 != LAST_RELU)
     graph = network_graph(model, show=relus, preprocessing=preprocessing, size=size, temperature=1.0)
     session = session_of(graph.SerializeToString())
-    inputs = {number: _Moments(convolution.in_channels * 9) for number, convolution in convolutions.items() if number}
-    largest, random = dict.fromkeys(relus, 0.0), np.random.default_rng(0)
+    inputs = {number: _Moments(weight[0].numel()) for number, (weight, _) in convolutions.items()}
+    largest: dict[int, np.ndarray] = {}
+    random = np.random.default_rng(0)
     with progress("ranges for int8", total=len(films)) as counter:
         for film in films:
+            inputs[0].add(_read(np.stack([film, np.full_like(film, CONSTANT)]).astype(np.float32), random))
             maps = session.run([f"relu{number}" for number in relus], {PIXELS: film[None]})
             for number, (values,) in zip(relus, maps, strict=True):
-                largest[number] = max(largest[number], float(values.max()))
-                if (reader := next((n for n in inputs if n > number), None)) is not None:
-                    pooled = reader > number + 1
-                    inputs[reader].add(_read(_pooled(values) if pooled else values, random))
+                of_channel = values.max(axis=(1, 2)).astype(np.float64)
+                largest[number] = np.maximum(largest.get(number, of_channel), of_channel)
+                reader = next(n for n in inputs if n > number)
+                pooled = reader > number + 1
+                inputs[reader].add(_read(_pooled(values) if pooled else values, random))
             counter.advance()
-    reached = {n: Reach(value * (ROOM if n == LAST_RELU else INNER_ROOM)) for n, value in largest.items()}
+    levels = {number: np.maximum(of, LEAST * of.max()) ** EVENNESS for number, of in largest.items()}
+    reached = {number: Reach(float((of / levels[number]).max())) for number, of in largest.items()}
     rounded = {}
     with progress("weights in int8", total=len(inputs)) as counter:
         for number, moments in inputs.items():
-            step = reached[max(n for n in relus if n < number)].step
-            rounded[number] = _round(convolutions[number], moments, step)
+            weight, bias = convolutions[number]
+            if number:
+                before = max(n for n in relus if n < number)
+                level, step, most = levels[before], reached[before].step, LARGEST_WEIGHT
+            else:
+                # Pixels are whole numbers: nothing was rounded.
+                level, step, most = np.ones(weight.shape[1]), 0.0, LARGEST_WEIGHT * COPIES
+            even = weight * torch.from_numpy(level)[:, None, None]
+            found = _round(even, bias, *moments.divided_by(np.repeat(level, 9)), step=step, most=most)
+            yields = levels.get(number + 1, np.ones(len(weight)))
+            rounded[number] = replace(found, scale=found.scale / yields, bias=found.bias / yields)
             counter.advance()
     return Int8(reached, rounded)
 
@@ -81,23 +109,24 @@ class _Moments:
         self._sum += samples.sum(axis=0)
         self._squares += samples.T @ samples
 
-    @property
-    def mean(self) -> np.ndarray:
-        """(width,)."""
-        return self._sum / self._count
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """(width, width)."""
-        return self._squares / self._count - np.outer(self.mean, self.mean)
+    def divided_by(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (width,) and covariance (width, width) of the numbers, each divided by its level (width,)."""
+        mean = self._sum / self._count
+        covariance = self._squares / self._count - np.outer(mean, mean)
+        return mean / levels, covariance / np.outer(levels, levels)
 
 
-def _convolutions(model: VGG16) -> Iterator[tuple[int, torch.nn.Conv2d]]:
+def _convolutions(model: VGG16, preprocessing: str) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+    """Number in ``features``, and weight (O, I, 3, 3) and bias (O,), float64, for what each reads in bytes."""
+    import torch
     from torch import nn
 
     for name, layer in model.features.named_children():
         if isinstance(layer, nn.Conv2d):
-            yield int(name), layer
+            weight, bias = (part.detach().cpu().double() for part in (layer.weight, layer.bias))  # type: ignore[union-attr]
+            if name == "0":
+                weight = torch.from_numpy(on_grey_and_constant(weight.numpy(), preprocessing))
+            yield int(name), (weight, bias)
 
 
 def _pooled(values: np.ndarray) -> np.ndarray:
@@ -115,7 +144,9 @@ def _read(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return windows[:, at // width, at % width].transpose(1, 0, 2, 3).reshape(len(at), channels * 9)
 
 
-def _round(convolution: torch.nn.Conv2d, inputs: _Moments, step: float) -> Rounded:
+def _round(
+    weight: torch.Tensor, bias: torch.Tensor, mean: np.ndarray, covariance: np.ndarray, *, step: float, most: int
+) -> Rounded:
     """Round a convolution's weights so that its output changes least, not so that each weight does.
 
     The inputs of neighbouring places and of many channels go together, so an error of one weight can be made up for by
@@ -124,15 +155,18 @@ def _round(convolution: torch.nn.Conv2d, inputs: _Moments, step: float) -> Round
     average, the bias takes off.
 
     Args:
-        convolution: The layer.
-        inputs: What it reads.
+        weight: (O, I, 3, 3) float64
+        bias: (O,) float64
+        mean: (9 I,) of what it reads, in the order of its weights.
+        covariance: (9 I, 9 I)
         step: What one step of a byte of its input stands for: rounding adds the variance step^2 / 12.
+        most: The whole numbers are at most this far from zero.
     """
     import torch
 
-    weight = convolution.weight.detach().cpu().double().flatten(1)
-    scale = weight.abs().amax(dim=1).clamp(min=1e-12) / LARGEST_WEIGHT
-    moments = torch.from_numpy(inputs.covariance)
+    shape, weight = weight.shape, weight.flatten(1)
+    scale = weight.abs().amax(dim=1).clamp(min=1e-12) / most
+    moments = torch.from_numpy(covariance).clone()
     moments.diagonal().add_(step**2 / 12 + DAMPING * float(moments.diagonal().mean()))
     # The factor that begins with the least variance, turned round, is upper triangular and begins with the greatest.
     order = torch.argsort(moments.diagonal())
@@ -146,10 +180,9 @@ def _round(convolution: torch.nn.Conv2d, inputs: _Moments, step: float) -> Round
         end = min(start + COLUMNS, len(exact))
         block = exact[start:end] + pass_on[:start, start:end].T @ errors[:start]
         for i, row in enumerate(range(start, end)):
-            errors[row] = exact[row] - block[i].round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+            errors[row] = exact[row] - block[i].round().clamp(-most, most)
             block[i + 1 :] += torch.outer(pass_on[row, row + 1 : end], errors[row])
     rounded = torch.empty_like(weight)
     rounded[:, order] = (exact - errors).round().T
-    bias = convolution.bias.detach().cpu().double()  # type: ignore[union-attr]
-    bias -= (rounded * scale[:, None] - weight) @ torch.from_numpy(inputs.mean)
-    return Rounded(*(part.numpy() for part in (rounded.reshape(convolution.weight.shape), scale, bias)))
+    bias = bias - (rounded * scale[:, None] - weight) @ torch.from_numpy(mean)
+    return Rounded(*(part.numpy() for part in (rounded.reshape(shape), scale, bias)))

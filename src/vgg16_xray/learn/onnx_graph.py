@@ -91,6 +91,27 @@ def as_model(
     return model
 
 
+def film_nodes(*, stretch_to: int | None = None) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """``pixels`` (B, H, W) -> (B, 1, H, W) of the same number format.
+
+    Args:
+        stretch_to: Stretch uint8 films to a square of this side, as :func:`vgg16_xray.films.decode.to_square` does it
+            but for a grey level in few pixels. Needs operators of version 18.
+
+    Returns:
+        The nodes, and their tensors by name.
+    """
+    from onnx import helper
+
+    tensors = {"channel_axis": np.array([1], dtype=np.int64)}
+    nodes = [helper.make_node("Unsqueeze", [PIXELS, "channel_axis"], ["channel"], name="add_channel")]
+    if stretch_to:
+        tensors["square"] = np.array([stretch_to, stretch_to], dtype=np.int64)
+        given = [nodes[-1].output[0], "", "", "square"]
+        nodes.append(helper.make_node("Resize", given, ["stretched"], name="stretch", **STRETCH, axes=[2, 3]))
+    return nodes, tensors
+
+
 def normalising_nodes(
     preprocessing: str, *, stretch_to: int | None = None
 ) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
@@ -98,8 +119,7 @@ def normalising_nodes(
 
     Args:
         preprocessing: A name of :data:`vgg16_xray.config.PREPROCESSING`.
-        stretch_to: Stretch uint8 films to a square of this side first, as :func:`vgg16_xray.films.decode.to_square`
-            does it but for a grey level in few pixels. Needs operators of version 18.
+        stretch_to: As :func:`film_nodes` takes it.
 
     Returns:
         The nodes, and their tensors by name.
@@ -109,16 +129,11 @@ def normalising_nodes(
     from vgg16_xray.learn.weights import PREPROCESSING
 
     how = PREPROCESSING[preprocessing]
-    tensors: dict[str, np.ndarray] = {
-        "channel_axis": np.array([1], dtype=np.int64),
+    nodes, tensors = film_nodes(stretch_to=stretch_to)
+    tensors |= {
         "mean": np.array(how.mean, dtype=np.float32).reshape(1, 3, 1, 1),
         "divisor": np.array(how.divisor, dtype=np.float32).reshape(1, 3, 1, 1),
     }
-    nodes = [helper.make_node("Unsqueeze", [PIXELS, "channel_axis"], ["channel"], name="add_channel")]
-    if stretch_to:
-        tensors["square"] = np.array([stretch_to, stretch_to], dtype=np.int64)
-        given = [nodes[-1].output[0], "", "", "square"]
-        nodes.append(helper.make_node("Resize", given, ["stretched"], name="stretch", **STRETCH, axes=[2, 3]))
     nodes += [
         helper.make_node("Cast", [nodes[-1].output[0]], ["grey"], name="to_float", to=TensorProto.FLOAT),
         helper.make_node("Sub", ["grey", "mean"], ["centred"], name="subtract_mean"),

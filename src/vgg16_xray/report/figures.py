@@ -532,7 +532,8 @@ class _Band:
     cells: list[_Cell]
 
 
-def _font(size: int, *, bold: bool = False) -> FreeTypeFont:
+def font(size: int, *, bold: bool = False) -> FreeTypeFont:
+    """DejaVu Sans, as matplotlib brings it along."""
     import matplotlib
     from PIL import ImageFont
 
@@ -540,10 +541,10 @@ def _font(size: int, *, bold: bool = False) -> FreeTypeFont:
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _fit(font: FreeTypeFont, text: str, width: int) -> str:
+def fit(of: FreeTypeFont, text: str, width: int) -> str:
     """The text, its middle left out until it is at most `width` dots wide."""
     most = len(text)
-    while most > 3 and font.getlength(_short(text, most)) > width:
+    while most > 3 and of.getlength(_short(text, most)) > width:
         most -= 1
     return _short(text, max(3, most))
 
@@ -555,7 +556,7 @@ def _sheet(run: RunDir, name: str, bands: list[_Band], *, labels: Sequence[str],
 
     pixels = np.load(run.require(run.pixels, made_by="preprocess"), mmap_mode="r", allow_pickle=False)
     colours = class_colours(labels)
-    small, bold = _font(12), _font(14, bold=True)
+    small, bold = font(12), font(14, bold=True)
     gap, line = 8, 17
     lines = max((len(cell.lines) + bool(cell.note) for band in bands for cell in band.cells), default=0)
     cell_high = side + lines * line + (10 if lines else 0)
@@ -572,8 +573,8 @@ def _sheet(run: RunDir, name: str, bands: list[_Band], *, labels: Sequence[str],
             if band.label is not None:
                 draw.rectangle((left, top + 3, left + 11, top + 14), fill=colours[band.label])
                 left += 19
-            aside = _fit(small, band.aside, width // 2)
-            heading = _fit(bold, band.heading, int(width - left - small.getlength(aside) - 2 * gap))
+            aside = fit(small, band.aside, width // 2)
+            heading = fit(bold, band.heading, int(width - left - small.getlength(aside) - 2 * gap))
             draw.text((left, top), heading, font=bold, fill=SHEET_INK)
             draw.text((left + bold.getlength(heading) + 10, top + 2), aside, font=small, fill=SHEET_FAINT)
             top += 26
@@ -584,10 +585,10 @@ def _sheet(run: RunDir, name: str, bands: list[_Band], *, labels: Sequence[str],
             below = top + side + 5
             for text, label in cell.lines:
                 draw.rectangle((left, below + 3, left + 8, below + 11), fill=colours.get(label, SHEET_FAINT))
-                draw.text((left + 13, below), _fit(small, text, side - 13), font=small, fill=SHEET_INK)
+                draw.text((left + 13, below), fit(small, text, side - 13), font=small, fill=SHEET_INK)
                 below += line
             if cell.note:
-                draw.text((left, below), _fit(small, cell.note, side), font=small, fill=SHEET_FAINT)
+                draw.text((left, below), fit(small, cell.note, side), font=small, fill=SHEET_FAINT)
         top += cell_high + gap
     with whole_file(_file(run, name)) as temporary:
         _few_colours(sheet, [colours[label] for label in labels]).save(temporary, format="PNG", optimize=True)

@@ -32,7 +32,7 @@ from vgg16_xray.report.charts import charts_of
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
 from vgg16_xray.report.heat import SUBSETS, read_heat, rows_of
 from vgg16_xray.report.terminal import counted, signed_number
-from vgg16_xray.rundir import AuditDir, CardsDir, ComparisonDir, FoldsDir, RunDir
+from vgg16_xray.rundir import AuditDir, CardsDir, ComparisonDir, FoldsDir, HeatDir, RunDir
 from vgg16_xray.trust.leaks import under_two_labels
 from vgg16_xray.trust.shortcuts import RINGS, SECTORS
 
@@ -260,7 +260,20 @@ def _heat(run: RunDir) -> dict[str, Any] | None:
         "sentence": sentence(found),
         "columns": COLUMNS,
         "rows": {title: rows_of(found, subset) for subset, title in SUBSETS.items()},
+        "picture": _heat_picture(HeatDir(run.path).picture),
     }
+
+
+def _heat_picture(file: Path) -> dict[str, Any] | None:
+    """The sheet as a ``data:`` address, with its size in dots."""
+    from PIL import Image
+
+    if not file.exists():
+        return None
+    with Image.open(file) as sheet:
+        width, height = sheet.size
+    address = f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return {"uri": address, "width": width, "height": height}
 
 
 def _films(run: RunDir, of_folds: FoldsDir, *, tested: bool, in_folds: bool) -> dict[str, Any] | None:
