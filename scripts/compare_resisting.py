@@ -8,7 +8,8 @@ training films of all sources but one, is calibrated on their validation films, 
 every film of the source that was left out. A line of FILE is a training; one that is there is not trained again.
 
 Block 5 learns (recipe `default`) on pool4 features that lie on the device; the ways `best...` train everything.
-Made for one GPU, which `--jobs` processes share. On two cores with bf16 a training takes some 20 minutes (`--jobs 1`).
+Made for one GPU, which `--jobs` processes share. On two cores with bf16 (`--jobs 1`) a training takes a
+quarter of an hour, and the features of 10,221 films as long.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from vgg16_xray.bundle import localise
 from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.bundle.format import BundleConfig, BundleDir, read_bundle_config, read_own_films
 from vgg16_xray.errors import UnreadableFilm, UserError
-from vgg16_xray.files import write_json
+from vgg16_xray.files import saying_why_not_written, write_json
 from vgg16_xray.films.decode import SIZE, pixels_sha256, to_square
 from vgg16_xray.films.masks import FLAGS, LUNGS, OPACITIES, Drawn, MaskedFilm, masked_films, read_drawn
 from vgg16_xray.progress import progress
@@ -80,6 +80,8 @@ def heat(
     if not kept:
         raise UserError(f"{data}: must hold films with masks that the model was not trained on, found none")
     drawn, by_network = _with_lungs([drawn[i] for i in kept])
+    ill = localise.classes_of_disease(classifier.labels, healthy)
+    maps = localise.maps_of(classifier, [one.film for one in drawn], ill, what="heat maps")
     found = {
         "research_use_only": RESEARCH_USE_ONLY,
         "version": __version__,
@@ -98,6 +100,7 @@ def heat(
         **localise.measure(
             classifier,
             drawn,
+            maps,
             names=[films[i].name for i in kept],
             groups=[_group(films[i], hashes[i]) for i in kept],
             healthy=healthy,
@@ -105,7 +108,7 @@ def heat(
         ),
     }
     if (left := left_in(model, out)) is not None:
-        _draw(HeatDir(left.parent), classifier, drawn, found)
+        _draw(HeatDir(left.parent), drawn, maps, found["each"])
         write_json(left, found)
     if into_card and model is not None:
         from vgg16_xray.bundle.export import seal
@@ -116,21 +119,15 @@ def heat(
     return found
 
 
-def _draw(folder: HeatDir, classifier: Classifier, drawn: Sequence[Drawn], found: Mapping[str, Any]) -> None:
+def _draw(folder: HeatDir, drawn: Sequence[Drawn], maps: localise.Maps, each: Sequence[Mapping[str, Any]]) -> None:
     """Draw films under their heat, from the one with most of it on the opacities to the one with least."""
     from vgg16_xray.report.heat import Shown, draw_heat
 
-    folder.picture.unlink(missing_ok=True)
-    order = localise.spread_by_share(found["each"])
-    if not order:
+    if order := localise.spread_by_share(each):
+        draw_heat(folder.picture, [Shown(drawn=drawn[i], heat=maps.heat[i], row=each[i]) for i in order])
         return
-    labels = classifier.labels
-    ill = [k for k, label in enumerate(labels) if label != found["healthy"]]
-    maps = localise.maps_of(classifier, [drawn[i].film for i in order], ill, what="pictures")
-    draw_heat(
-        folder.picture,
-        [Shown(drawn=drawn[i], heat=heat, row=found["each"][i]) for i, heat in zip(order, maps.heat, strict=True)],
-    )
+    with saying_why_not_written(folder.picture):
+        folder.picture.unlink(missing_ok=True)
 
 
 def left_in(model: Path | None, out: Path | None) -> Path | None:

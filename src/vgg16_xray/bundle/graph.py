@@ -1,6 +1,7 @@
 """A whole trained network as one ONNX graph, in float32 or in int8: grey pixels in, calibrated probabilities out.
 
-Written node by node, nothing is traced. In int8 a layer reads bytes and writes bytes (``QLinearConv`` of the standard).
+Written node by node, nothing is traced. In int8 a layer reads bytes and writes bytes (``QLinearConv`` of the standard);
+the last one writes its sums.
 What a ReLU yields is never negative, so a byte stands for scale x byte, and the byte's lower end is the ReLU. Weights
 are symmetric about zero, with a scale for each output channel.
 """
@@ -67,6 +68,7 @@ class Int8:
     """How a network is computed in bytes.
 
     The first convolution reads what :func:`on_grey_and_constant` says. The last one yields its sums, not bytes.
+    Where a channel is divided by its level before it becomes bytes, the weights on both sides make up for it.
     """
 
     #: By the number of the ReLU in ``features``; of all but the last.

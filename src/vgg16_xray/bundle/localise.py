@@ -193,9 +193,15 @@ def mean_of_others(heat: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     return np.divide(rest, others, out=np.zeros_like(rest), where=others > 0)
 
 
+def classes_of_disease(labels: Sequence[str], healthy: str | None) -> list[int]:
+    """Numbers of the classes that are not `healthy`; None: of all."""
+    return [k for k, label in enumerate(labels) if label != healthy]
+
+
 def measure(
     classifier: Classifier,
     drawn: Sequence[Drawn],
+    maps: Maps,
     *,
     names: Sequence[str],
     groups: Sequence[str],
@@ -211,6 +217,7 @@ def measure(
     Args:
         classifier: See :func:`maps_of`.
         drawn: N films and what is drawn on them.
+        maps: What :func:`maps_of` says of them, with the :func:`classes_of_disease`.
         names: (N,) what to call them.
         groups: (N,) patients, or films.
         healthy: The class that is no disease; None: all are.
@@ -223,9 +230,8 @@ def measure(
         ``without_heat``. ``each``: a row a film. ``intervals``.
     """
     labels = classifier.labels
-    ill = [k for k, label in enumerate(labels) if label != healthy]
+    ill = classes_of_disease(labels, healthy)
     films = [one.film for one in drawn]
-    maps = maps_of(classifier, films, ill, what="heat maps")
     structures = [one.structures for one in drawn]
     own = [on_structures(heat, of) for heat, of in zip(maps.heat, structures, strict=True)]
     others = mean_of_others(maps.heat, groups)

@@ -17,7 +17,7 @@ import numpy as np
 from vgg16_xray.errors import UserError
 
 #: Every operator that :mod:`vgg16_xray.bundle.graph` writes, or wrote (Conv and Sub are of float32, QuantizeLinear and
-#: DequantizeLinear of int8 before December 2026).
+#: DequantizeLinear of int8 until 26 November 2026).
 OPERATORS = frozenset(
     {"Add", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Flatten", "Gemm", "GlobalAveragePool"}
     | {"GlobalMaxPool", "MatMulInteger", "MaxPool", "Mul", "Pad", "QLinearConv", "QuantizeLinear", "Relu", "Resize"}
@@ -241,7 +241,7 @@ def _inspect_growth(path: Path, nodes: list[_Message], tensors: list[_Message]) 
             if len(given) > MOST_JOINED:
                 raise UserError(f"{path}: node '{name}' must join at most {MOST_JOINED} tensors, found {len(given)}")
             continue
-        # int8 before December 2026 added two halves of its last map.
+        # int8 until 26 November 2026 added two halves of its last map.
         halves = kind == "Add" and all(made_by.get(x) == "DequantizeLinear" for x in computed)
         if len(computed) > 1 and not halves:
             raise UserError(f"{path}: node '{name}' must read one computed tensor, found {len(computed)}")

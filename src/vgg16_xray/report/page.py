@@ -10,6 +10,7 @@ import base64
 import collections
 import csv
 import hashlib
+import io
 import json
 import time
 import tomllib
@@ -260,20 +261,7 @@ def _heat(run: RunDir) -> dict[str, Any] | None:
         "sentence": sentence(found),
         "columns": COLUMNS,
         "rows": {title: rows_of(found, subset) for subset, title in SUBSETS.items()},
-        "picture": _heat_picture(HeatDir(run.path).picture),
     }
-
-
-def _heat_picture(file: Path) -> dict[str, Any] | None:
-    """The sheet as a ``data:`` address, with its size in dots."""
-    from PIL import Image
-
-    if not file.exists():
-        return None
-    with Image.open(file) as sheet:
-        width, height = sheet.size
-    address = f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"
-    return {"uri": address, "width": width, "height": height}
 
 
 def _films(run: RunDir, of_folds: FoldsDir, *, tested: bool, in_folds: bool) -> dict[str, Any] | None:
@@ -331,8 +319,6 @@ def _films(run: RunDir, of_folds: FoldsDir, *, tested: bool, in_folds: bool) -> 
 
 def _small_picture(film: np.ndarray) -> str:
     """(S, S) uint8 as a ``data:`` address."""
-    import io
-
     from PIL import Image
 
     file = io.BytesIO()
@@ -638,7 +624,29 @@ def _pictures(run: RunDir) -> dict[str, dict[str, Any] | None]:
                 "alt": picture.alt,
                 "reading": picture.reading,
             }
+    pictures["heat"] = _heat_picture(HeatDir(run.path).picture)
     return pictures
+
+
+def _heat_picture(file: Path) -> dict[str, Any] | None:
+    """The sheet that ``vgg16-xray heat`` drew, as the other pictures."""
+    from PIL import Image
+
+    if not file.exists():
+        return None
+    content = file.read_bytes()
+    with Image.open(io.BytesIO(content)) as sheet:
+        width, height = sheet.size
+    return {
+        "uri": f"data:image/jpeg;base64,{base64.b64encode(content).decode()}",
+        "width": str(width),
+        "height": str(height),
+        "of_films": True,
+        "title": "Films under their heat, from most of it on the opacities to least",
+        "alt": "Films under their heat maps, with the borders of the opacities and lungs that somebody drew; below "
+        "each how much of the heat lies on the opacities.",
+        "reading": "Where a map finds the disease, the light colours lie within the cyan border. " + RESEARCH_USE_ONLY,
+    }
 
 
 def _parameters(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
