@@ -23,7 +23,10 @@ from table import Row, hand_over, words
 from timed import Keras, Timed, vgg16_xray
 
 from films import Dealt, deal
+from vgg16_xray.config import load_recipe
+from vgg16_xray.films.decode import SIZE
 from vgg16_xray.learn.engines import processor_features
+from vgg16_xray.learn.weights import side_seen
 from vgg16_xray.rundir import CacheDir, RunDir, read_config
 
 EPOCH = re.compile(r"epoch +(\d+) of .*validation loss \S+ accuracy (\S+)")
@@ -192,9 +195,11 @@ def remarks_of(dealt: Dealt, theirs: Sequence[dict[str, Any]], cold: Sequence[Ou
         our = soonest(cold, accuracy)
         after.append(f"{number}: {accuracy:.3f}, " + (f"{wall / our.seconds:.1f}" if our else "not reached"))
     middle = sorted(cold, key=lambda one: one.whole.seconds)[len(cold) // 2]
+    side = side_seen(load_recipe(recipe).preprocessing, SIZE)
+    sees = f"Ours sees films at {side} x {side} pixels, Keras at {SIZE} x {SIZE}. " if side != SIZE else ""
     spent = ", ".join(f"{name} {words(seconds)}" for name, seconds in middle.steps.items())
     return [
-        f"Films: {dealt.words}. Ours: recipe `{recipe}`, engine {middle.engine}, median of {len(cold)} runs "
+        f"Films: {dealt.words}. {sees}Ours: recipe `{recipe}`, engine {middle.engine}, median of {len(cold)} runs "
         f"({', '.join(words(one.whole.seconds) for one in cold)} in all). Keras' epochs: "
         f"{', '.join(words(one['seconds']) for one in theirs)}.",
         "Keras' best accuracy after each of its epochs, and how many times sooner ours had it, nothing stored: "

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from table import Row, hand_over, words
@@ -39,7 +39,7 @@ class Point:
 def epoch_on_stored(films: int) -> None:
     from stored import fit_on_stored, store
 
-    recipe = load_recipe("fast", epochs=1, head="linear")
+    recipe = replace(load_recipe("fast", epochs=1), head="linear", preprocessing="caffe")
     with tempfile.TemporaryDirectory() as name:
         source = store(Path(name), films=films, recipe=recipe, zeros=True)
         row = fit_on_stored(source, recipe, films=films, validation=films // 10, engine="auto")

@@ -19,7 +19,7 @@ from vgg16_xray.errors import UserError
 SEED = 1234
 HEADS = ("linear", "gap", "vgg")
 TRAIN_FROM = ("head", "block5", "block4", "block3", "block2", "all")
-PREPROCESSING = ("unit", "caffe", "torch")
+PREPROCESSING = ("unit", "caffe", "caffe-half", "torch")
 
 _T = TypeVar("_T")
 
@@ -132,7 +132,8 @@ class Recipe:
     #: Where the trainable part begins; everything before it is frozen.
     train_from: str
     #: What happens to pixel values 0..255: ``unit`` x/255; ``caffe`` BGR minus the ImageNet mean, which the packaged
-    #: weights were trained on; ``torch`` x/255, then standardised, which torchvision's weights were trained on.
+    #: weights were trained on; ``caffe-half`` the same of means of 2 x 2 pixels: a film of half the side, at a quarter
+    #: of the work; ``torch`` x/255, then standardised, which torchvision's weights were trained on.
     preprocessing: str
     epochs: int
     #: Films a step.
@@ -166,6 +167,8 @@ class Recipe:
     ema: float = 0.0
     #: Dropout before the last layer of ``gap``, and in ``vgg``.
     dropout: float = 0.0
+    #: Blocks of the base that there are: 5, or 4 for a head on what block 4 yields (pool4).
+    blocks: int = 5
     #: The best epoch is the one with the highest ``accuracy`` or ``macro_f1`` on the validation films.
     select: str = "macro_f1"
     #: Stop after so many epochs without a better one; 0: never.
@@ -199,6 +202,18 @@ class Recipe:
             ("mixup", "between 0 and 10", 0 <= self.mixup <= 10),
             ("ema", "at least 0 and below 1", 0 <= self.ema < 1),
             ("dropout", "at least 0 and below 1", 0 <= self.dropout < 1),
+            ("blocks", "4 or 5", self.blocks in {4, 5}),
+            (
+                "train_from",
+                "head, or one of the 4 blocks that there are",
+                self.blocks == 5 or self.train_from != "block5",
+            ),
+            # The others have a weight for each place of a map of 7 x 7, as 5 blocks make it of 224 x 224 pixels.
+            (
+                "head",
+                "'gap' where preprocessing is 'caffe-half' or blocks is 4",
+                self.head == "gap" or (self.preprocessing != "caffe-half" and self.blocks == 5),
+            ),
         ):
             _check("recipe.", name, getattr(self, name), rule, bool(holds))
         resist = self.resist

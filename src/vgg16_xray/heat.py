@@ -163,6 +163,7 @@ def _open(model: Path | None, run: RunDir | None) -> Classifier:
         size=config.size,
         preprocessing=config.preprocessing,
         train_from=config.train_from,
+        blocks=config.blocks,
         recipe="",
         temperature=1.0,
         head={"kind": config.head},

@@ -243,7 +243,7 @@ def draw_answer(image: Image, answer: Prediction, to: Path) -> None:
 
 def _asks_for(config: ModelConfig) -> tuple[object, ...]:
     """What models that answer together must have in common."""
-    return config.labels, config.head, config.train_from, config.preprocessing, config.size
+    return config.labels, config.head, config.train_from, config.preprocessing, config.size, config.blocks
 
 
 def _equal(these: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> bool:

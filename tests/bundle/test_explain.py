@@ -13,19 +13,19 @@ from PIL import Image
 from vgg16_xray import Classifier, cli
 from vgg16_xray.bundle.explain import draw, grad_cam, overlay
 from vgg16_xray.bundle.format import FEATURE_MAP, PIXELS, session_of
-from vgg16_xray.bundle.graph import LAST_RELU, cam_weights, network_graph
+from vgg16_xray.bundle.graph import cam_weights, last_relu, network_graph
 from vgg16_xray.bundle.sanity import area_under, insertion_and_deletion, randomised_alike, share_inside
 from vgg16_xray.films.decode import decode
 from vgg16_xray.films.phantom import draw as draw_film
 from vgg16_xray.learn.vgg16 import VGG16, build
-from vgg16_xray.learn.weights import load_base, normalise
+from vgg16_xray.learn.weights import load_base, normalise, side_seen
 
 
-def trained(head: str, *, fine_tuned: bool) -> VGG16:
+def trained(head: str, *, fine_tuned: bool, blocks: int = 5) -> VGG16:
     """The packaged base under a head drawn from a seed; its last block moved, as fine-tuning moves it, where asked."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = build(classes=4, head=head, dropout=0.0).eval()
+        model = build(classes=4, head=head, dropout=0.0, blocks=blocks).eval()
         load_base().put_into(model)
         if head == "gap":
             model.classifier[1].mean.uniform_(0, 5)  # type: ignore[index, union-attr]
@@ -37,22 +37,33 @@ def trained(head: str, *, fine_tuned: bool) -> VGG16:
     return model
 
 
-@pytest.mark.parametrize("fine_tuned", [False, True])
-@pytest.mark.parametrize("head", ["gap", "linear"])
-def test_the_map_is_that_of_captum_for_every_class(head: str, fine_tuned: bool) -> None:
-    model = trained(head, fine_tuned=fine_tuned)
+@pytest.mark.parametrize(
+    ("head", "fine_tuned", "preprocessing", "blocks"),
+    [
+        ("gap", False, "caffe", 5),
+        ("gap", True, "caffe", 5),
+        ("linear", False, "caffe", 5),
+        ("linear", True, "caffe", 5),
+        ("gap", True, "caffe-half", 5),
+        ("gap", False, "caffe-half", 4),
+    ],
+)
+def test_the_map_is_that_of_captum_for_every_class(
+    head: str, fine_tuned: bool, preprocessing: str, blocks: int
+) -> None:
+    model = trained(head, fine_tuned=fine_tuned, blocks=blocks)
     film = draw_film("COVID", seed=1, size=224).pixels
-    graph = network_graph(model, preprocessing="caffe", size=224, temperature=1.0)
+    graph = network_graph(model, preprocessing=preprocessing, size=224, temperature=1.0)
     (found,) = session_of(graph.SerializeToString()).run([FEATURE_MAP], {PIXELS: film[None]})
-    weights = cam_weights(model, 224)
+    weights = cam_weights(model, side_seen(preprocessing, 224))
     assert weights is not None
-    captum = LayerGradCam(model, model.features[LAST_RELU])
-    x = normalise(torch.from_numpy(film[None]), "caffe")
+    captum = LayerGradCam(model, model.features[last_relu(model)])
+    x = normalise(torch.from_numpy(film[None]), preprocessing)
     for label in range(4):
         expected = captum.attribute(x, target=label, relu_attributions=True).detach().numpy()[0, 0]
         heat = grad_cam(weights[label], found[0])
         assert np.abs(heat - expected).max() <= 1e-4 * max(1.0, expected.max())
-        assert heat.shape == (14, 14)
+        assert heat.shape == ((7, 7) if (preprocessing, blocks) == ("caffe-half", 5) else (14, 14))
         assert heat.max() > 0
 
 

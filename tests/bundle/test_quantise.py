@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vgg16_xray.bundle.format import EMBEDDING, PIXELS, session_of
+from vgg16_xray.bundle.format import EMBEDDING, FEATURE_MAP, PIXELS, session_of
 from vgg16_xray.bundle.graph import (
     CONSTANT,
     COPIES,
@@ -22,7 +22,7 @@ from vgg16_xray.bundle.graph import (
 from vgg16_xray.bundle.quantise import EVENNESS, _Moments, _pooled, _read, _round, measure
 from vgg16_xray.films.phantom import draw
 from vgg16_xray.learn.vgg16 import build
-from vgg16_xray.learn.weights import PREPROCESSING, load_base, normalise
+from vgg16_xray.learn.weights import PREPROCESSING, load_base, normalise, shrunk
 
 
 @pytest.fixture
@@ -78,7 +78,8 @@ def test_grey_and_a_constant_are_the_first_convolution_at_the_border_too(preproc
     film = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (1, 12, 9), dtype=np.uint8))
     expected = first(normalise(film, preprocessing).double())
     weight = torch.from_numpy(on_grey_and_constant(first.weight.detach().numpy(), preprocessing))
-    read = torch.stack([film[0], torch.full_like(film[0], CONSTANT)])[None].double()
+    (grey,) = shrunk(film, preprocessing)
+    read = torch.stack([grey, torch.full_like(grey, CONSTANT)])[None].double()
     torch.testing.assert_close(
         nn.functional.conv2d(read, weight, first.bias, padding=1), expected, atol=1e-4, rtol=1e-5
     )
@@ -117,3 +118,29 @@ def test_channels_of_small_values_are_no_worse_off_in_bytes(monkeypatch: pytest.
         errors.append(float(np.linalg.norm(error) / np.linalg.norm(exact)))
     assert errors[0] < 0.03
     assert errors[0] < errors[1] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [4, 5])
+def test_films_of_half_the_side_go_through_in_bytes_too(blocks: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        model = build(classes=4, head="gap", dropout=0.0, blocks=blocks).eval()
+        load_base().put_into(model)
+    films = np.stack([draw("COVID", seed=2, patient=i, size=160).pixels for i in range(6)])
+    how: dict[str, Any] = {"preprocessing": "caffe-half", "size": 160}
+    with torch.no_grad():
+        pooled = model.classifier[0](model.features(normalise(torch.from_numpy(films), "caffe-half"))).numpy()
+
+    def embedding(**options: Any) -> tuple[np.ndarray, np.ndarray]:
+        graph = network_graph(model, temperature=1.0, **how, **options)
+        session = session_of(graph.SerializeToString())
+        found = session.run([EMBEDDING, FEATURE_MAP], {PIXELS: films})
+        return found[0], found[1]
+
+    exact, maps = embedding()
+    np.testing.assert_allclose(exact, pooled, rtol=1e-4, atol=1e-2)
+    # Half of 160 pixels behind three pools or four: 10, and 5, whose last row and column the pool keeps.
+    assert maps.shape == (6, 512, *([10, 10] if blocks == 4 else [5, 5]))
+    in_bytes, _ = embedding(int8=measure(model, films[:4], **how))
+    assert np.linalg.norm(in_bytes[4:] - exact[4:]) / np.linalg.norm(exact[4:]) < 0.03

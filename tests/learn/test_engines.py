@@ -193,10 +193,10 @@ def films() -> torch.Tensor:
     return torch.from_numpy(np.stack([draw(label, seed=i, size=224).pixels for i, label in enumerate(CLASSES)]))
 
 
-def frozen(train_from: str, engine: str, head: str = "gap") -> FrozenPart:
+def frozen(train_from: str, engine: str, head: str = "gap", preprocessing: str = "caffe") -> FrozenPart:
     model = build(classes=2, head=head, dropout=0.0)
     load_base().put_into(model)
-    return FrozenPart(split_at(model, train_from)[0], preprocessing="caffe", engine=choose(engine))
+    return FrozenPart(split_at(model, train_from)[0], preprocessing=preprocessing, engine=choose(engine))
 
 
 #: What each engine may differ from torch's float32 by, relative, at any cut (docs/architecture.md, "Engines").
@@ -216,6 +216,18 @@ def test_every_engine_gives_the_features_of_float32(name: str, train_from: str, 
         assert fast.is_contiguous(memory_format=torch.channels_last)
         assert ((fast.float() - exact).norm() / exact.norm()).item() < STATED[name]
         assert (fast != exact).any()
+
+
+@pytest.mark.parametrize("name", ["torch-bfloat16", "onnx-float32", "ncnn-float32", "onnx-int8"])
+def test_every_engine_makes_films_smaller_the_same_way(name: str, films: torch.Tensor) -> None:
+    if not engines.is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    exact, fast = (frozen("head", which, "gap", "caffe-half")(films[:2]) for which in ("torch-float32", name))
+    assert ((fast.float() - exact).norm() / exact.norm()).item() < STATED[name]
+    by_hand = torch.nn.functional.avg_pool2d(films[:2].float(), 2).round().to(torch.uint8)
+    assert torch.equal(frozen("head", "torch-float32")(by_hand), exact)
+    # Films in float32, as augmentation makes them, are cut to whole levels too.
+    assert torch.equal(frozen("head", name, "gap", "caffe-half")(films[:2].float()), fast)
 
 
 @pytest.mark.parametrize("seven_bits", [False, True])

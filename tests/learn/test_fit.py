@@ -52,7 +52,7 @@ class Source:
         return torch.from_numpy(self.features[rows])
 
 
-RECIPE = load_recipe("fast", epochs=4, batch=16)
+RECIPE = dataclasses.replace(load_recipe("fast", epochs=4, batch=16), blocks=5)
 ALL_AT_ONCE = dataclasses.replace(RECIPE, name="all", mixup=0.4, ema=0.9, dropout=0.5, label_smoothing=0.1)
 PLAIN = dataclasses.replace(
     RECIPE, name="plain", optimizer="adam", weight_decay=0.0, schedule="constant", ema=0.0, class_weights="none"
@@ -334,6 +334,11 @@ def test_each_block_has_its_own_rate_and_its_first_epoch() -> None:
     # Configuration D: three convolutions in each of the blocks 3 to 5, one dense layer in the head.
     assert [len(group["params"]) for group in groups] == [6, 6, 6, 2]
     assert sum(len(group["params"]) for group in groups) == len(list(trainable.parameters()))
+    # Of four blocks the last is the fourth.
+    _, trainable = split_at(build(classes=CLASSES, head="gap", dropout=0.0, blocks=4), "block3")
+    groups = parameter_groups(trainable, dataclasses.replace(recipe, blocks=4))
+    assert [group["rate"] for group in groups] == [5e-4, 1e-3, 1e-2]
+    assert [group["first_epoch"] for group in groups] == [5, 2, 0]
 
 
 @pytest.mark.slow

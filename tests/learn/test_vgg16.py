@@ -104,6 +104,36 @@ def test_frozen_prefix_and_trainable_rest_give_what_the_whole_gives(model, train
         assert torch.equal(rest(between), model(x.clone()))
 
 
+def test_a_network_of_four_blocks_is_the_beginning_of_the_whole(model):
+    four = build(classes=4, head="gap", dropout=0.0, blocks=4)
+    assert [str(layer) for layer in four.features] == [str(layer) for layer in model.features[:24]]
+    prefix, rest = split_at(four, "head")
+    assert [name for name, _ in rest.named_parameters()] == ["classifier.3.weight", "classifier.3.bias"]
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        between = prefix(x)
+        assert torch.equal(rest(between), four(x))
+    assert between.shape[1:] == feature_shape("head", 64, head="gap", blocks=4)
+    assert feature_shape("head", 64, blocks=4) == feature_shape("block5", 64)
+    assert feature_shape("block4", 64, blocks=4) == feature_shape("block4", 64)
+    assert [layer.trainable for layer in layer_table(four, "block4") if layer.parameters] == [False] * 7 + [True] * 4
+    for ask in (lambda: split_at(four, "block5"), lambda: feature_shape("block5", blocks=4)):
+        with pytest.raises(UserError, match="train_from: must be one of the 4 blocks that there are, found 'block5'"):
+            ask()
+
+
+def test_of_an_odd_side_the_last_row_and_column_count_too(model):
+    assert feature_shape("head", 112) == (512, 4, 4)
+    x = torch.zeros(1, 3, 112, 112)
+    x[..., 96:, 96:] = 1  # the last of 7 x 7 places
+    prefix, _ = split_at(model, "block5")
+    with torch.no_grad():
+        with_corner, without = (model.features(pixels) for pixels in (x, torch.zeros_like(x)))
+        assert prefix(x).shape[1:] == feature_shape("block5", 112)
+    assert with_corner.shape[1:] == (512, 4, 4)
+    assert (with_corner != without)[..., 3, 3].any()
+
+
 @pytest.mark.parametrize(
     ("train_from", "shape", "first"),
     [

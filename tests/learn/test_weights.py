@@ -123,8 +123,24 @@ def test_grey_goes_into_three_channels_normalised_each(name, expected):
     assert normalise(films, name, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_half_the_side_is_means_of_four_pixels_in_whole_grey_levels():
+    pixels = torch.tensor([[[10, 11, 200, 201], [12, 13, 202, 204], [0, 0, 255, 255], [1, 1, 255, 255]]])
+    # 11.5 and 0.5 lie between two levels and go to the even one, as ONNX's Round has it; 201.75 is nearest to 202.
+    smaller = torch.tensor([[[12, 202], [0, 255]]], dtype=torch.uint8)
+    assert torch.equal(normalise(pixels.to(torch.uint8), "caffe-half"), normalise(smaller, "caffe"))
+    assert (weights.side_seen("caffe-half", 224), weights.side_seen("caffe", 224)) == (112, 224)
+
+
+def test_weights_that_want_half_the_side_are_refused(tmp_path):
+    model = build(classes=2, head="gap", dropout=0.0)
+    tensors = {f"features.{name}": tensor for name, tensor in model.features.state_dict().items()}
+    save_file(tensors, tmp_path / "base.safetensors", metadata={"preprocessing": "caffe-half"})
+    with pytest.raises(UserError, match="must be one of unit, caffe, torch, found 'caffe-half'"):
+        load_base(tmp_path / "base.safetensors")
+
+
 def test_an_unknown_normalisation_is_refused():
-    with pytest.raises(UserError, match="preprocessing: must be one of unit, caffe, torch, found 'tf'"):
+    with pytest.raises(UserError, match="preprocessing: must be one of unit, caffe, caffe-half, torch, found 'tf'"):
         normalise(torch.zeros(1, 2, 2), "tf")
     assert tuple(weights.PREPROCESSING) == config.PREPROCESSING
 

@@ -28,8 +28,9 @@ def model_card(config: BundleConfig) -> str:
 def _lines(config: BundleConfig) -> Iterator[str]:
     yield from ("---", "library_name: onnx", "tags: [chest radiograph, VGG16, research]", "---", "")
     yield from ("# VGG16 on chest radiographs", "", f"> **{RESEARCH_USE_ONLY}**", "")
+    part = "The first four blocks of VGG16" if config.blocks == 4 else "VGG16"
     yield (
-        f"VGG16 (Simonyan & Zisserman 2014) with ImageNet's weights, trained from `{config.train_from}` on with the "
+        f"{part} (Simonyan & Zisserman 2014) with ImageNet's weights, trained from `{config.train_from}` on with the "
         f"recipe `{config.recipe}`, head `{config.head['kind']}`. It tells {', '.join(config.labels)}, and "
         "knows nothing else."
     )

@@ -135,6 +135,8 @@ class BundleConfig:
     version: str = ""
     #: SHA-256 of the checkpoint that it was made of.
     checkpoint_sha256: str = ""
+    #: Blocks of VGG16's base that the network has, from the first on.
+    blocks: int = 5
     format: int = FORMAT
     research_use_only: str = RESEARCH_USE_ONLY
 
@@ -158,6 +160,7 @@ class BundleConfig:
         fields.require(above_0, "temperature", f"a number above 0, at most {MOST_TEMPERATURE:,.0f}", self.temperature)
         fields.one_of(self.preprocessing, "preprocessing", PREPROCESSING)
         fields.one_of(self.train_from, "train_from", TRAIN_FROM)
+        fields.require(type(self.blocks) is int and self.blocks in {4, 5}, "blocks", "4 or 5", self.blocks)
         for name in ("recipe", "version", "checkpoint_sha256", "research_use_only"):
             fields.text(getattr(self, name), name)
         for name in ("head", "trained_on", "figures", "sha256"):

@@ -8,6 +8,7 @@ are symmetric about zero, with a scale for each output channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -35,8 +36,11 @@ CONSTANT = 128
 #: processor multiplies four bytes of one place at a time in any case.
 COPIES = 2
 THREE_BY_THREE: Mapping[str, Any] = MappingProxyType({"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})
-#: Number, in ``features``, of the ReLU that yields the feature map.
-LAST_RELU = 29
+
+
+def last_relu(model: VGG16) -> int:
+    """Number, in ``features``, of the ReLU that yields the feature map: a pool alone follows it."""
+    return len(model.features) - 2
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,21 @@ def network_graph(
     Returns:
         ``pixels`` (B, H, W) uint8 -> :data:`vgg16_xray.bundle.format.OUTPUTS`.
     """
-    nodes, tensors = film_nodes(stretch_to=size) if int8 else normalising_nodes(preprocessing, stretch_to=size)
+    from vgg16_xray.learn.weights import side_seen
+
+    side = side_seen(preprocessing, size)
+    begin = film_nodes if int8 else normalising_nodes
+    nodes, tensors = begin(preprocessing, stretch_to=size)
     graph = _Graph(nodes, tensors, {})
-    last_map = _write_base_of_bytes(graph, model, int8, size) if int8 else _write_base(graph, model)
+    last_map = _write_base_of_bytes(graph, model, int8, side) if int8 else _write_base(graph, model, side)
     classes = _write_head(graph, model, last_map)
     graph.node("Div", [LOGITS, graph.tensor("temperature", temperature)], "calibrated")
     graph.node("Softmax", ["calibrated"], PROBABILITIES, axis=1)
-    side = size // 16
     shapes: dict[str, list[Any]] = {
         PROBABILITIES: ["films", classes],
         LOGITS: ["films", classes],
         EMBEDDING: ["films", 1024],
-        FEATURE_MAP: ["films", 512, side, side],
+        FEATURE_MAP: ["films", 512, *[_last_side(model, side)] * 2],
     }
     for number in show:
         shapes[graph.node("Identity", [f"features.{number}"], f"relu{number}")] = ["films", None, None, None]
@@ -137,8 +144,8 @@ class _Graph:
         return name
 
 
-def _write_base(graph: _Graph, model: VGG16) -> str:
-    """Convolutions, ReLUs and pools in float32; returns the name of what the last pool yields."""
+def _write_base(graph: _Graph, model: VGG16, side: int) -> str:
+    """Convolutions, ReLUs and pools in float32 for films of a side; returns the name of what the last pool yields."""
     from torch import nn
 
     x = graph.nodes[-1].output[0]
@@ -149,18 +156,20 @@ def _write_base(graph: _Graph, model: VGG16) -> str:
             parts = [graph.tensor(f"{y}.weight", weight), graph.tensor(f"{y}.bias", bias)]
             x = graph.node("Conv", [x, *parts], y, **THREE_BY_THREE)
         elif isinstance(layer, nn.ReLU):
-            x = graph.node("Relu", [x], FEATURE_MAP if int(name) == LAST_RELU else y)
+            x = graph.node("Relu", [x], FEATURE_MAP if int(name) == last_relu(model) else y)
         else:
-            x = _write_pool(graph, x, y)
+            x, side = _write_pool(graph, x, y, side), math.ceil(side / 2)
     return x
 
 
-def _write_pool(graph: _Graph, x: str, y: str) -> str:
-    return graph.node("MaxPool", [x], y, kernel_shape=[2, 2], strides=[2, 2])
+def _write_pool(graph: _Graph, x: str, y: str, side: int) -> str:
+    """A maximum pool of 2 x 2; of an odd side the last row and column count too."""
+    odd = {"ceil_mode": 1} if side % 2 else {}
+    return graph.node("MaxPool", [x], y, kernel_shape=[2, 2], strides=[2, 2], **odd)
 
 
-def _write_base_of_bytes(graph: _Graph, model: VGG16, int8: Int8, size: int) -> str:
-    """Convolutions, ReLUs and pools in bytes; returns the name of what the last pool yields, float32."""
+def _write_base_of_bytes(graph: _Graph, model: VGG16, int8: Int8, side: int) -> str:
+    """The same in bytes; what the last pool yields is float32."""
     from torch import nn
 
     graph.tensor("zero", 0, np.uint8)
@@ -171,15 +180,15 @@ def _write_base_of_bytes(graph: _Graph, model: VGG16, int8: Int8, size: int) -> 
         number = int(name)
         if isinstance(layer, nn.Conv2d):
             rounded = int8.rounded[number]
-            if number + 1 == LAST_RELU:
-                x = _write_last_convolution(graph, x, rounded, given, size // 16)
+            if number + 1 == last_relu(model):
+                x = _write_last_convolution(graph, x, f"features.{number + 1}", rounded, given, side)
                 continue
             yields = int8.reached[number + 1]
             rounded = _in_copies(rounded) if number == 0 else rounded
             x = _write_convolution_of_bytes(graph, x, f"features.{number + 1}", rounded, given, yields)
             given = yields
         elif isinstance(layer, nn.MaxPool2d):
-            pooled = _write_pool(graph, x, f"features.{name}")
+            pooled, side = _write_pool(graph, x, f"features.{name}", side), math.ceil(side / 2)
             if x in graph.scales:
                 graph.scales[pooled] = graph.scales[x]
             x = pooled
@@ -240,12 +249,13 @@ def _write_convolution_of_bytes(  # noqa: PLR0917 (its two ends, its parameters)
     return graph.node("QLinearConv", parts, y, **THREE_BY_THREE)
 
 
-def _write_last_convolution(graph: _Graph, x: str, rounded: Rounded, given: Reach, side: int) -> str:
+def _write_last_convolution(  # noqa: PLR0917 (its two ends, its parameters)
+    graph: _Graph, x: str, y: str, rounded: Rounded, given: Reach, side: int
+) -> str:
     """The last convolution and its ReLU as a product of matrices, which yields its sums: the head reads maxima of them.
 
     Bytes would end somewhere or be too coarse. ``ConvInteger`` yields sums too, but takes a third of all time.
     """
-    y = f"features.{LAST_RELU}"
     graph.node("Transpose", [x], f"{y}.places", perm=[0, 2, 3, 1])
     around = graph.tensor(f"{y}.around", [0, 1, 1, 0, 0, 1, 1, 0], np.int64)
     graph.node("Pad", [f"{y}.places", around, "zero"], f"{y}.padded")
@@ -300,12 +310,24 @@ def _write_head(graph: _Graph, model: VGG16, last_map: str) -> int:
     return int(layers[-1][1].out_features)  # type: ignore[arg-type]
 
 
-def cam_weights(model: VGG16, size: int) -> np.ndarray | None:
+def _last_side(model: VGG16, side: int) -> int:
+    """Side of the last map, behind pools that halve it and round up."""
+    from torch import nn
+
+    pools = sum(isinstance(layer, nn.MaxPool2d) for layer in model.features)
+    return math.ceil(side / 2 ** (pools - 1))
+
+
+def cam_weights(model: VGG16, side: int) -> np.ndarray | None:
     """Grad-CAM's weight of each channel of the feature map for each class's logit.
 
     Grad-CAM (Selvaraju et al. 2017, equation 1) weights a channel by the mean over its h x w positions of the logit's
     derivative. Between the map and a logit stand a maximum pool, which passes each derivative on to one position, and a
     head that is linear: the sum of the derivatives, and so their mean, is the same for every film.
+
+    Args:
+        model: The network.
+        side: Side, in pixels, of what it reads, see :func:`vgg16_xray.learn.weights.side_seen`.
 
     Returns:
         (K, 512) float64, or None for a head with hidden layers, whose derivatives differ by film.
@@ -318,7 +340,7 @@ def cam_weights(model: VGG16, size: int) -> np.ndarray | None:
     dense = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
     if len(dense) > 1:
         return None
-    weight, positions = dense[0].detach().cpu().double().numpy(), (size // 16) ** 2
+    weight, positions = dense[0].detach().cpu().double().numpy(), _last_side(model, side) ** 2
     if isinstance(layers[0], AverageAndMaximum):
         (standardise,) = (layer for layer in layers if isinstance(layer, Standardise))
         weight = weight / standardise.deviation.cpu().double().numpy()

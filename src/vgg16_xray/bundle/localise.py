@@ -110,9 +110,10 @@ def classifier_of(model: VGG16, folder: BundleDir, config: BundleConfig) -> Clas
     from vgg16_xray.bundle.classify import Classifier
     from vgg16_xray.bundle.format import session_of
     from vgg16_xray.bundle.graph import cam_weights, network_graph
+    from vgg16_xray.learn.weights import side_seen
 
     graph = network_graph(model, preprocessing=config.preprocessing, size=config.size, temperature=1.0)
-    weights = cam_weights(model, config.size)
+    weights = cam_weights(model, side_seen(config.preprocessing, config.size))
     head = dict(config.head) | {"cam_weights": None if weights is None else weights.tolist()}
     plain = replace(config, head=head, temperature=1.0, conformal=None, refusal=None)
     return Classifier(folder, plain, session_of(graph.SerializeToString()), "float32")
@@ -125,13 +126,14 @@ def with_random_weights(like: Classifier, *, seed: int) -> Classifier:
     from vgg16_xray.bundle.sanity import draw_anew
     from vgg16_xray.learn.vgg16 import build
 
-    model = build(classes=len(like.labels), head=str(like.config.head["kind"]), dropout=0.0).eval()
+    config = like.config
+    model = build(classes=len(like.labels), head=str(config.head["kind"]), dropout=0.0, blocks=config.blocks).eval()
     draw_anew(model, first=0, seed=seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-    return classifier_of(model, like.bundle, like.config)
+    return classifier_of(model, like.bundle, config)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from vgg16_xray.errors import UserError
 #: Every operator that :mod:`vgg16_xray.bundle.graph` writes, or wrote (Conv and Sub are of float32, QuantizeLinear and
 #: DequantizeLinear of int8 until 26 November 2026).
 OPERATORS = frozenset(
-    {"Add", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Flatten", "Gemm", "GlobalAveragePool"}
-    | {"GlobalMaxPool", "MatMulInteger", "MaxPool", "Mul", "Pad", "QLinearConv", "QuantizeLinear", "Relu", "Resize"}
-    | {"Slice", "Softmax", "Sub", "Transpose", "Unsqueeze"}
+    {"Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Flatten", "Gemm"}
+    | {"GlobalAveragePool", "GlobalMaxPool", "MatMulInteger", "MaxPool", "Mul", "Pad", "QLinearConv"}
+    | {"QuantizeLinear", "Relu", "Resize", "Round", "Slice", "Softmax", "Sub", "Transpose", "Unsqueeze"}
 )
 #: Versions of the operators that are understood.
 OPSETS = range(13, 24)

@@ -13,10 +13,10 @@ from vgg16_xray.bundle.graph import (
     CONSTANT,
     COPIES,
     LARGEST_WEIGHT,
-    LAST_RELU,
     Int8,
     Reach,
     Rounded,
+    last_relu,
     network_graph,
     on_grey_and_constant,
 )
@@ -55,8 +55,10 @@ def measure(model: VGG16, films: np.ndarray, *, preprocessing: str, size: int) -
     """
     import torch
 
+    from vgg16_xray.learn.weights import shrunk
+
     convolutions = dict(_convolutions(model, preprocessing))
-    relus = tuple(number + 1 for number in convolutions if number + 1 != LAST_RELU)
+    relus = tuple(number + 1 for number in convolutions if number + 1 != last_relu(model))
     graph = network_graph(model, show=relus, preprocessing=preprocessing, size=size, temperature=1.0)
     session = session_of(graph.SerializeToString())
     inputs = {number: _Moments(weight[0].numel()) for number, (weight, _) in convolutions.items()}
@@ -64,7 +66,8 @@ def measure(model: VGG16, films: np.ndarray, *, preprocessing: str, size: int) -
     random = np.random.default_rng(0)
     with progress("ranges for int8", total=len(films)) as counter:
         for film in films:
-            inputs[0].add(_read(np.stack([film, np.full_like(film, CONSTANT)]).astype(np.float32), random))
+            (grey,) = shrunk(torch.from_numpy(film[None]), preprocessing).numpy().astype(np.float32)
+            inputs[0].add(_read(np.stack([grey, np.full_like(grey, CONSTANT)]), random))
             maps = session.run([f"relu{number}" for number in relus], {PIXELS: film[None]})
             for number, (values,) in zip(relus, maps, strict=True):
                 of_channel = values.max(axis=(1, 2)).astype(np.float64)

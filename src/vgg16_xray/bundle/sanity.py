@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 #: Drawn films of each class that has a lesion, the first seed, and their side.
 DRAWN, SEED, SIDE = 4, 500, 256
-#: What is drawn anew, from the last layer down: indices in ``features`` from which on convolutions are random.
-STAGES = {"head": 31, "head and block 5": 24, "all layers": 0}
+
+
+def stages(model: VGG16) -> dict[str, int]:
+    """What of a network is drawn anew, from the last layer down, in words -> the layer of ``features`` to begin at."""
+    from vgg16_xray.learn.vgg16 import BLOCKS
+
+    blocks = BLOCKS.index(len(model.features))
+    return {"head": len(model.features), f"head and block {blocks}": BLOCKS[blocks - 1], "all layers": 0}
 
 
 def share_inside(heat: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
@@ -86,11 +92,11 @@ def randomised_alike(
         seed: Of the drawing.
 
     Returns:
-        What is drawn anew (:data:`STAGES`) -> mean rank correlation (Spearman) of the maps of all classes.
+        What is drawn anew (:func:`stages`) -> mean rank correlation (Spearman) of the maps of all classes.
     """
     before = _maps(model, films, preprocessing)
     found = {}
-    for name, first in STAGES.items():
+    for name, first in stages(model).items():
         other = copy.deepcopy(model)
         draw_anew(other, first=first, seed=seed)
         after = _maps(other, films, preprocessing)
@@ -103,7 +109,7 @@ def draw_anew(model: VGG16, *, first: int, seed: int) -> None:
 
     Args:
         model: Changed in place.
-        first: See :data:`STAGES`.
+        first: See :func:`stages`.
         seed: Of the drawing.
     """
     import torch
@@ -120,13 +126,13 @@ def _maps(model: VGG16, films: Sequence[np.ndarray], preprocessing: str) -> list
     """A map a film and class, before the negative part is cut off: what ranks are taken of must not be mostly zeros."""
     import torch
 
-    from vgg16_xray.bundle.graph import LAST_RELU, cam_weights
-    from vgg16_xray.learn.weights import normalise
+    from vgg16_xray.bundle.graph import cam_weights, last_relu
+    from vgg16_xray.learn.weights import normalise, side_seen
 
     with torch.no_grad():
-        layers = model.features[: LAST_RELU + 1]
+        layers = model.features[: last_relu(model) + 1]
         maps = layers(normalise(torch.from_numpy(np.stack(films)), preprocessing)).numpy()
-    weights = cam_weights(model, len(films[0]))
+    weights = cam_weights(model, side_seen(preprocessing, len(films[0])))
     assert weights is not None, "a head without maps was refused before"
     return [np.tensordot(row, one.astype(np.float64), axes=1) for one in maps for row in weights]
 

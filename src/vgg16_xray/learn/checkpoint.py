@@ -47,6 +47,7 @@ class ModelConfig:
     #: Epoch that it was taken from, from 1.
     epoch: int
     recipe: str
+    blocks: int = 5
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
@@ -153,7 +154,7 @@ def load_model(path: Path) -> tuple[VGG16, ModelConfig]:
         config = ModelConfig(**header["config"] | {"labels": tuple(header["config"]["labels"])})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: must hold a model's configuration, found {error}") from error
-    model = build(classes=len(config.labels), head=config.head, dropout=config.dropout)
+    model = build(classes=len(config.labels), head=config.head, dropout=config.dropout, blocks=config.blocks)
     load_exactly(model, tensors, where=str(path))
     return model.eval(), config
 

@@ -152,6 +152,7 @@ def fit(
                     train_from=recipe.train_from,
                     preprocessing=recipe.preprocessing,
                     dropout=recipe.dropout,
+                    blocks=recipe.blocks,
                     size=size,
                     engine=engine.name,
                     epoch=loop.epoch + 1,
@@ -213,8 +214,10 @@ def parameter_groups(trainable: torch.nn.Module, recipe: Recipe) -> list[dict[st
     return [
         {
             "params": named[block],
-            "rate": recipe.head_rate if block == head else recipe.base_rate * recipe.rate_decay ** (head - 1 - block),
-            "first_epoch": 0 if block == head else recipe.head_epochs + recipe.unfreeze * (head - 1 - block),
+            "rate": recipe.head_rate
+            if block == head
+            else recipe.base_rate * recipe.rate_decay ** (recipe.blocks - block),
+            "first_epoch": 0 if block == head else recipe.head_epochs + recipe.unfreeze * (recipe.blocks - block),
         }
         for block in blocks
     ]

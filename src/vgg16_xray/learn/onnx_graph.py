@@ -44,7 +44,7 @@ def prefix_graph(
     """
     from onnx import helper
 
-    nodes, tensors = normalising_nodes(preprocessing)
+    nodes, tensors = normalising_nodes(preprocessing, pixels=pixels)
     last = nodes[-1].output[0]
     for node, weights in layer_nodes(prefix, last):
         nodes.append(node)
@@ -91,17 +91,23 @@ def as_model(
     return model
 
 
-def film_nodes(*, stretch_to: int | None = None) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
-    """``pixels`` (B, H, W) -> (B, 1, H, W) of the same number format.
+def film_nodes(
+    preprocessing: str, *, stretch_to: int | None = None, pixels: type[np.generic] = np.uint8
+) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """``pixels`` (B, H, W) -> (B, 1, h, w) of the same number format, all whole grey levels where it is shrunk.
 
     Args:
+        preprocessing: A name of :data:`vgg16_xray.config.PREPROCESSING`; what of it makes a film smaller is done here.
         stretch_to: Stretch uint8 films to a square of this side, as :func:`vgg16_xray.films.decode.to_square` does it
             but for a grey level in few pixels. Needs operators of version 18.
+        pixels: Number format of the films.
 
     Returns:
         The nodes, and their tensors by name.
     """
-    from onnx import helper
+    from onnx import TensorProto, helper
+
+    from vgg16_xray.learn.weights import PREPROCESSING
 
     tensors = {"channel_axis": np.array([1], dtype=np.int64)}
     nodes = [helper.make_node("Unsqueeze", [PIXELS, "channel_axis"], ["channel"], name="add_channel")]
@@ -109,17 +115,26 @@ def film_nodes(*, stretch_to: int | None = None) -> tuple[list[onnx.NodeProto], 
         tensors["square"] = np.array([stretch_to, stretch_to], dtype=np.int64)
         given = [nodes[-1].output[0], "", "", "square"]
         nodes.append(helper.make_node("Resize", given, ["stretched"], name="stretch", **STRETCH, axes=[2, 3]))
+    if (shrink := PREPROCESSING[preprocessing].shrink) > 1:
+        side, kind = [shrink, shrink], helper.np_dtype_to_tensor_dtype(np.dtype(pixels))
+        nodes += [
+            helper.make_node("Cast", [nodes[-1].output[0]], ["levels"], name="levels", to=TensorProto.FLOAT),
+            helper.make_node("AveragePool", ["levels"], ["means"], name="means", kernel_shape=side, strides=side),
+            helper.make_node("Round", ["means"], ["whole"], name="whole"),
+            helper.make_node("Cast", ["whole"], ["shrunk"], name="shrunk", to=kind),
+        ]
     return nodes, tensors
 
 
 def normalising_nodes(
-    preprocessing: str, *, stretch_to: int | None = None
+    preprocessing: str, *, stretch_to: int | None = None, pixels: type[np.generic] = np.uint8
 ) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
-    """``pixels`` (B, H, W) -> (B, 3, H, W) float32, as :func:`vgg16_xray.learn.weights.normalise` does it.
+    """``pixels`` (B, H, W) -> (B, 3, h, w) float32, as :func:`vgg16_xray.learn.weights.normalise` does it.
 
     Args:
         preprocessing: A name of :data:`vgg16_xray.config.PREPROCESSING`.
         stretch_to: As :func:`film_nodes` takes it.
+        pixels: Number format of the films.
 
     Returns:
         The nodes, and their tensors by name.
@@ -129,7 +144,7 @@ def normalising_nodes(
     from vgg16_xray.learn.weights import PREPROCESSING
 
     how = PREPROCESSING[preprocessing]
-    nodes, tensors = film_nodes(stretch_to=stretch_to)
+    nodes, tensors = film_nodes(preprocessing, stretch_to=stretch_to, pixels=pixels)
     tensors |= {
         "mean": np.array(how.mean, dtype=np.float32).reshape(1, 3, 1, 1),
         "divisor": np.array(how.divisor, dtype=np.float32).reshape(1, 3, 1, 1),
@@ -165,7 +180,8 @@ def layer_nodes(layers: torch.nn.Sequential, x: str) -> Iterator[tuple[onnx.Node
             yield helper.make_node("Relu", [x], [y], name=name), {}
         elif isinstance(layer, nn.MaxPool2d):
             kernel, strides = [layer.kernel_size] * 2, [layer.stride] * 2
-            yield helper.make_node("MaxPool", [x], [y], name=name, kernel_shape=kernel, strides=strides), {}
+            how: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "ceil_mode": int(layer.ceil_mode)}
+            yield helper.make_node("MaxPool", [x], [y], name=name, **how), {}
         elif isinstance(layer, Pooled):
             yield helper.make_node("GlobalAveragePool", [x], [f"{name}.average"], name=f"{name}.average"), {}
             yield helper.make_node("GlobalMaxPool", [x], [f"{name}.maximum"], name=f"{name}.maximum"), {}

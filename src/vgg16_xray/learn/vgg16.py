@@ -6,6 +6,7 @@ trainable rest. Both share their layers with the whole, so a trained rest is a t
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -45,18 +46,20 @@ class VGG16(nn.Module):
 
     Args:
         classifier: The head, (B, 512, 7, 7) -> (B, classes).
+        blocks: Blocks of the base that there are, from the first on.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, blocks: int = len(CONFIGURATION_D)) -> None:
         """Put configuration D together, with random weights."""
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for convolutions, width in CONFIGURATION_D:
+        for convolutions, width in CONFIGURATION_D[:blocks]:
             for _ in range(convolutions):
                 layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
-            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+            # At 224 pixels every side is even. Where one is odd, its last row and column count too.
+            layers.append(nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
         self.classifier = classifier
 
@@ -86,7 +89,7 @@ class Trainable(nn.Module):
         return out
 
 
-def build(*, classes: int, head: str, dropout: float) -> VGG16:
+def build(*, classes: int, head: str, dropout: float, blocks: int = len(CONFIGURATION_D)) -> VGG16:
     """Build the network with random weights, drawn from torch's global generator.
 
     ``weights.load_base(...).put_into(model)`` gives the base what it knows.
@@ -95,22 +98,29 @@ def build(*, classes: int, head: str, dropout: float) -> VGG16:
         classes: Number of classes, two or more.
         head: A name of :data:`vgg16_xray.learn.heads.HEADS`.
         dropout: Dropout of the head, 0 to below 1.
+        blocks: Blocks of the base that there are: 5, or 4 for a head on what block 4 yields, as many channels.
 
     Raises:
         UserError: There is no such head, or a number is out of bounds.
     """
-    return VGG16(build_head(head, classes=classes, dropout=dropout))
+    return VGG16(build_head(head, classes=classes, dropout=dropout), blocks)
 
 
-def cut_of(train_from: str) -> int:
+def cut_of(train_from: str, blocks: int = len(CONFIGURATION_D)) -> int:
     """Index in ``features`` at which the trainable part begins.
 
+    Args:
+        train_from: A name of :data:`CUTS`.
+        blocks: Blocks of the base that there are.
+
     Raises:
-        UserError: There is no such name in :data:`CUTS`.
+        UserError: There is no such name in :data:`CUTS`, or the block is not there.
     """
     if train_from not in CUTS:
         raise UserError(f"train_from: must be one of {', '.join(CUTS)}, found '{train_from}'")
-    return CUTS[train_from]
+    if train_from != "head" and CUTS[train_from] >= BLOCKS[blocks]:
+        raise UserError(f"train_from: must be one of the {blocks} blocks that there are, found '{train_from}'")
+    return min(CUTS[train_from], BLOCKS[blocks])
 
 
 def block_of(parameter: str) -> int:
@@ -137,7 +147,7 @@ def split_at(model: VGG16, train_from: str) -> tuple[nn.Sequential, Trainable]:
     Raises:
         UserError: There is no such name in :data:`CUTS`.
     """
-    cut = cut_of(train_from)
+    cut = cut_of(train_from, BLOCKS.index(len(model.features)))
     # A slice of nn.Sequential keeps the names of its layers.
     prefix, features = (cast("nn.Sequential", model.features[part]) for part in (slice(cut), slice(cut, None)))
     classifier = model.classifier
@@ -153,22 +163,25 @@ def is_pooled(train_from: str, head: str | None) -> bool:
     return train_from == "head" and head == "gap"
 
 
-def feature_shape(train_from: str, size: int = SIZE, *, head: str | None = None) -> tuple[int, int, int]:
+def feature_shape(
+    train_from: str, size: int = SIZE, *, head: str | None = None, blocks: int = len(CONFIGURATION_D)
+) -> tuple[int, int, int]:
     """Shape (C, h, w) of what the frozen prefix yields for one film of `size` x `size` pixels.
 
     Args:
         train_from: A name of :data:`CUTS`.
         size: Side of a film, pixels.
         head: A name of :data:`vgg16_xray.learn.heads.HEADS`; None: one that does not pool.
+        blocks: Blocks of the base that there are.
 
     Raises:
-        UserError: There is no such name in :data:`CUTS`.
+        UserError: There is no such name in :data:`CUTS`, or the block is not there.
     """
     if is_pooled(train_from, head):
         return 2 * CONFIGURATION_D[-1][1], 1, 1
-    blocks = BLOCKS.index(cut_of(train_from))
-    side = size // 2**blocks
-    return (CONFIGURATION_D[blocks - 1][1] if blocks else 3), side, side
+    frozen = BLOCKS.index(cut_of(train_from, blocks))
+    side = math.ceil(size / 2**frozen)
+    return (CONFIGURATION_D[frozen - 1][1] if frozen else 3), side, side
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,7 @@ def layer_table(model: VGG16, train_from: str, size: int = SIZE) -> list[Layer]:
     Raises:
         UserError: There is no such name in :data:`CUTS`.
     """
-    cut = cut_of(train_from)
+    cut = cut_of(train_from, BLOCKS.index(len(model.features)))
     rows: list[Layer] = []
 
     def row_of(name: str, module: nn.Module, _inputs: object, output: torch.Tensor) -> None:

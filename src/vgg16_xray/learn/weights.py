@@ -42,8 +42,16 @@ class Preprocessing:
     description: str
     mean: tuple[float, float, float]
     divisor: tuple[float, float, float]
+    #: Pixels a side of the squares whose mean, a whole grey level, stands for them.
+    shrink: int = 1
+
+    def prepares_for(self, base: Preprocessing) -> bool:
+        """Whether weights that were trained on pixels of `base` get the values that they want."""
+        return (self.mean, self.divisor) == (base.mean, base.divisor)
 
 
+#: Mean of ImageNet's pixels in BGR (Oxford's Caffe release; keras/applications/imagenet_utils.py).
+_MEAN_BGR = (103.939, 116.779, 123.68)
 #: Mean and standard deviation of ImageNet's pixels in 0..1, RGB (torchvision, ``VGG16_Weights.IMAGENET1K_V1``).
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -53,8 +61,14 @@ PREPROCESSING: MappingProxyType[str, Preprocessing] = MappingProxyType(
         p.name: p
         for p in (
             Preprocessing("unit", "RGB, x / 255", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
-            # Mean of ImageNet's pixels in BGR (Oxford's Caffe release; keras/applications/imagenet_utils.py).
-            Preprocessing("caffe", "BGR, ImageNet mean subtracted", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
+            Preprocessing("caffe", "BGR, ImageNet mean subtracted", _MEAN_BGR, (1.0, 1.0, 1.0)),
+            Preprocessing(
+                "caffe-half",
+                "means of 2 x 2 pixels, BGR, ImageNet mean subtracted",
+                _MEAN_BGR,
+                (1.0, 1.0, 1.0),
+                shrink=2,
+            ),
             Preprocessing(
                 "torch",
                 "RGB, x / 255, ImageNet mean subtracted, divided by its standard deviation",
@@ -75,14 +89,43 @@ def normalise(pixels: torch.Tensor, preprocessing: str, dtype: torch.dtype = tor
         dtype: Number format of the result; the arithmetic is float32.
 
     Returns:
-        (B, 3, H, W), channels last in memory, the channels in the order that the weights expect.
+        (B, 3, h, w), channels last in memory, the channels in the order that the weights expect; h and w are those of
+        :func:`side_seen`.
 
     Raises:
         UserError: There is no such normalisation.
     """
-    grey = pixels.to(torch.float32).unsqueeze(-1)
-    mean, divisor = _constants(preprocessing, grey.device)
+    mean, divisor = _constants(preprocessing, pixels.device)
+    grey = shrunk(pixels, preprocessing).to(torch.float32).unsqueeze(-1)
     return ((grey - mean) / divisor).to(dtype).permute(0, 3, 1, 2)
+
+
+def shrunk(pixels: torch.Tensor, preprocessing: str) -> torch.Tensor:
+    """Films of as many pixels as the network reads, whole grey levels where that are fewer.
+
+    Args:
+        pixels: (B, H, W) uint8 or float, grey, 0..255.
+        preprocessing: A name of :data:`PREPROCESSING`.
+
+    Returns:
+        (B, h, w); `pixels` where they stay as many, else float32.
+
+    Raises:
+        UserError: There is no such normalisation.
+    """
+    side = _preprocessing(preprocessing).shrink
+    if side == 1:
+        return pixels
+    return torch.nn.functional.avg_pool2d(pixels.to(torch.float32).unsqueeze(1), side).round().squeeze(1)
+
+
+def side_seen(preprocessing: str, size: int) -> int:
+    """Side, in pixels, of what the network reads of a film of `size` x `size` pixels.
+
+    Raises:
+        UserError: There is no such normalisation.
+    """
+    return size // _preprocessing(preprocessing).shrink
 
 
 @cache
@@ -124,8 +167,8 @@ class BaseWeights:
     sha256: str
 
     def put_into(self, model: VGG16) -> None:
-        """Copy the weights into the model's base."""
-        model.features.load_state_dict({name.removeprefix("features."): t for name, t in self.tensors.items()})
+        """Copy the weights into the model's base; those of blocks that it has not are left out."""
+        model.features.load_state_dict({name: self.tensors[f"features.{name}"] for name in model.features.state_dict()})
 
 
 @dataclass(frozen=True)
@@ -181,8 +224,9 @@ def _load(path: Path, *, where: str) -> BaseWeights:
     found = _open(path, head)
     tensors = _checked(path, found)
     if found.stated is not None:
-        if found.stated not in PREPROCESSING:
-            rule = f"must be one of {', '.join(PREPROCESSING)}"
+        wanted = [name for name, how in PREPROCESSING.items() if how.shrink == 1]
+        if found.stated not in wanted:
+            rule = f"must be one of {', '.join(wanted)}"
             raise UserError(f"{path}: metadata 'preprocessing' {rule}, found '{found.stated}'")
         preprocessing, how = found.stated, "as the file states"
     elif _is_oxford(tensors):

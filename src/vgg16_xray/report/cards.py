@@ -184,8 +184,9 @@ def _of_training(
     )
     select = str(recipe["select"]).replace("_", " ")
     return {
-        "model": f"VGG16, configuration D, trained from {recipe['train_from']}, head '{recipe['head']}', dropout "
-        f"{recipe['dropout']}; the layer table is in layers.json.",
+        "model": f"VGG16, configuration D{', its first four blocks' if recipe.get('blocks') == 4 else ''}, "
+        f"trained from {recipe['train_from']}, head '{recipe['head']}', dropout {recipe['dropout']}; the layer table "
+        "is in layers.json.",
         "software": f"kbs-vgg16-xray {config['run'].get('version', __version__)}, "
         f"{', '.join(f'{name} {found}' for name in LIBRARIES if (found := _version(name)))} (installed where these "
         f"cards were written). Trained on: {config['machine']['words']}; engine {config['engine']['name']}.",

@@ -67,7 +67,7 @@ def initialise(
         UserError: Step 2 has not finished, the weights do not fit, there is no such engine, or nothing to resume.
     """
     from vgg16_xray.learn.vgg16 import layer_table
-    from vgg16_xray.learn.weights import load_base
+    from vgg16_xray.learn.weights import PREPROCESSING, load_base, side_seen
 
     started = time.monotonic()
     run.require_step("preprocess", made_by="preprocess DATA --out")
@@ -78,9 +78,10 @@ def initialise(
     chosen = choose_engine(engine, recorded=recorded, device=where, train_from=recipe.train_from, race=True)
     base = load_base(weights)
     model = assemble(recipe, classes=len(labels), weights=weights, seed=seed)
-    layers = tuple(layer_table(model, recipe.train_from))
+    side = side_seen(recipe.preprocessing, config["run"].get("size", SIZE))
+    layers = tuple(layer_table(model, recipe.train_from, side))
     notes = []
-    if recipe.preprocessing != base.preprocessing:
+    if not PREPROCESSING[recipe.preprocessing].prepares_for(PREPROCESSING[base.preprocessing]):
         notes.append(
             f"recipe '{recipe.name}' gives the base pixels prepared as '{recipe.preprocessing}', and its weights were "
             f"trained on '{base.preprocessing}'"
@@ -118,6 +119,7 @@ def initialise(
         {
             "head": recipe.head,
             "train_from": recipe.train_from,
+            "blocks": recipe.blocks,
             "preprocessing": recipe.preprocessing,
             "weights": base.origin,
             "layers": [
@@ -156,7 +158,7 @@ def assemble(recipe: Recipe, *, classes: int, weights: Path | None, seed: int, s
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build(classes=classes, head=recipe.head, dropout=recipe.dropout)
+        model = build(classes=classes, head=recipe.head, dropout=recipe.dropout, blocks=recipe.blocks)
     base = load_base(weights)
     if sha256 not in (None, base.sha256):
         raise UserError(

@@ -7,6 +7,7 @@ in the cache that all runs share.
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,12 +187,17 @@ class Features:
 
         from vgg16_xray.learn.featurestore import VERSION, store_features
         from vgg16_xray.learn.vgg16 import feature_shape, is_pooled
+        from vgg16_xray.learn.weights import side_seen
 
         plan, recipe = self._plan, self._plan.recipe
-        shape = feature_shape(recipe.train_from, plan.size, head=recipe.head)
-        cut = recipe.train_from + (" (pooled)" if is_pooled(recipe.train_from, recipe.head) else "")
+        side = side_seen(recipe.preprocessing, plan.size)
+        shape = feature_shape(recipe.train_from, side, head=recipe.head, blocks=recipe.blocks)
+        pooled = " (pooled)" if recipe.blocks == 5 else f" (pooled, {recipe.blocks} blocks)"
+        cut = recipe.train_from + (pooled if is_pooled(recipe.train_from, recipe.head) else "")
         # Another torch may round otherwise, and the store outlives an upgrade.
         of_network = [plan.weights_sha256, plan.engine.name, recipe.preprocessing, str(torch.__version__)]
+        if is_pooled(recipe.train_from, recipe.head):
+            of_network.append(str(recipe.blocks))  # the shape does not tell
         if plan.device.name != "cpu":
             of_network.append(plan.device.name)  # sums in another order
         key = key_of(VERSION, self._of_pixels, of_network, shape, drawn)
@@ -200,7 +206,7 @@ class Features:
             source,
             films=self._films,
             shape=shape,
-            store=CacheDir.of_user().store(f"{cut.replace(' (', '-').rstrip(')')}-{key}"),
+            store=CacheDir.of_user().store(f"{re.sub(r'[^a-z0-9]+', '-', cut).strip('-')}-{key}"),
             words={
                 "what": f"{self._films:,} films {view} at {cut}, {height} x {width} x {channels}, {plan.engine.name}, "
                 f"pixels as '{recipe.preprocessing}'",
