@@ -227,10 +227,8 @@ for epoch in range(1, int(sys.argv[sys.argv.index("--epochs") + 1]) + 1):
 def test_a_benchmark_against_keras_runs(
     script: str, arguments: tuple[object, ...], rows: tuple[str, ...], tmp_path: Path
 ) -> None:
-    keras = HERE / ".venv-keras" / "bin" / "python"
-    if not keras.exists():
-        keras = tmp_path / "python"
-        keras.write_text(STAND_IN.format(python=sys.executable), "utf-8")
-        keras.chmod(0o755)
+    keras = tmp_path / "python"
+    keras.write_text(STAND_IN.format(python=sys.executable), "utf-8")
+    keras.chmod(0o755)
     said = run_script(script, "--keras", keras, "--train", 32, "--validation", 8, *arguments)
     assert all(row in said for row in rows)

@@ -183,3 +183,13 @@ def test_the_interval_of_a_drop_holds_the_truth_as_often_as_it_says() -> None:
 def test_films_of_no_class_that_the_model_knows_are_refused(small_run: RunDir, elsewhere: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must hold films of COVID, .*, found covid, healthy, nodule"):
         evaluate(small_run.path, [elsewhere], tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_films_are_read(elsewhere: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    def model(films: list[np.ndarray]) -> list[list[float]]:
+        pytest.fail("films are read")
+
+    with pytest.raises(UserError, match=r"file/out: cannot be written \(Not a directory\)"):
+        evaluate(model, [elsewhere], tmp_path / "file" / "out", labels=["Normal", "COVID"])

@@ -13,7 +13,9 @@ from PIL import Image
 
 from vgg16_xray.bundle.classify import check
 from vgg16_xray.cli import _run as command
+from vgg16_xray.errors import UserError
 from vgg16_xray.films.phantom import draw
+from vgg16_xray.heat import heat
 from vgg16_xray.report.page import write_report
 from vgg16_xray.rundir import RunDir
 from vgg16_xray.steps.preprocess import read_manifest
@@ -98,3 +100,11 @@ def test_what_cannot_be_measured_is_one_line(
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_films_are_read(tmp_path: Path, segmented: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vgg16_xray.heat._read", lambda *_: pytest.fail("films are read"))
+        with pytest.raises(UserError, match=r"file/heat: cannot be written \(Not a directory\)"):
+            heat(None, segmented, out=tmp_path / "file" / "heat")

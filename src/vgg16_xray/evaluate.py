@@ -16,7 +16,7 @@ from vgg16_xray.bundle.adapter import Adapter, Foreign, Function, OfFunction, re
 from vgg16_xray.bundle.classify import BATCH, Classifier, Outputs
 from vgg16_xray.bundle.format import BundleConfig, read_own_films
 from vgg16_xray.errors import UnreadableFilm, UserError
-from vgg16_xray.files import read_json, write_json
+from vgg16_xray.files import read_json, require_writable, write_json
 from vgg16_xray.films.dataset import METADATA, Dataset, FilmRow, scan
 from vgg16_xray.films.decode import SIZE, decode, pixels_sha256, to_square
 from vgg16_xray.films.identity import identity_of, name_patients
@@ -111,6 +111,7 @@ def evaluate(
     from vgg16_xray.trust import external, shift
 
     answering = _open(model, adapter, labels)
+    require_writable(out)
     gathered = gather(answering, data, model=model, mapping=mapping, trained_on=trained_on)
     internal, validated, source = _own_figures(answering, model)
     mix = _mix(answering, validated, prior)

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,6 +108,18 @@ def saying_why_not_written(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error})", hint="nothing finished was lost"
         ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder where there is none, and refuse it before long work if no file can be written into it.
+
+    Raises:
+        UserError: It cannot be made, or written into.
+    """
+    with saying_why_not_written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from vgg16_xray.bundle import localise
 from vgg16_xray.bundle.classify import Classifier
 from vgg16_xray.bundle.format import BundleConfig, BundleDir, read_bundle_config, read_own_films
 from vgg16_xray.errors import UnreadableFilm, UserError
-from vgg16_xray.files import saying_why_not_written, write_json
+from vgg16_xray.files import require_writable, saying_why_not_written, write_json
 from vgg16_xray.films.decode import SIZE, pixels_sha256, to_square
 from vgg16_xray.films.masks import FLAGS, LUNGS, OPACITIES, Drawn, MaskedFilm, masked_films, read_drawn
 from vgg16_xray.progress import progress
@@ -61,6 +61,8 @@ def heat(
         )
     classifier = _open(model, run)
     classifier.cam_weights  # noqa: B018 (a head without maps is refused before films are read)
+    if (left := left_in(model, out)) is not None:
+        require_writable(left.parent)
     films, drawn, broken = _read(data, flags)
     own: list[dict[str, Any]] = []
     sources = list(trained_on) or ([run.path] if run is not None and run.manifest.exists() else [])
@@ -107,7 +109,7 @@ def heat(
             random=random,
         ),
     }
-    if (left := left_in(model, out)) is not None:
+    if left is not None:
         _draw(HeatDir(left.parent), drawn, maps, found["each"])
         write_json(left, found)
     if into_card and model is not None:

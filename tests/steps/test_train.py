@@ -409,23 +409,31 @@ def test_a_store_is_named_by_all_that_its_features_depend_on(few_films: Path, tm
     found = {}
     for number, (changes, shape) in enumerate(
         (
+            ({"preprocessing": "caffe-half", "blocks": 4}, (1024, 1, 1)),
+            ({"preprocessing": "caffe-half"}, (1024, 1, 1)),
+            ({"blocks": 4}, (1024, 1, 1)),
             ({}, (1024, 1, 1)),
             ({"preprocessing": "torch"}, (1024, 1, 1)),
             ({"head": "linear"}, (512, 7, 7)),
             ({"head": "vgg"}, (512, 7, 7)),
             ({"train_from": "block5", "base_rate": 1e-4}, (512, 14, 14)),
             ({"train_from": "block4", "base_rate": 1e-4}, (256, 28, 28)),
+            ({"train_from": "block4", "base_rate": 1e-4, "blocks": 4}, (256, 28, 28)),
+            ({"train_from": "block4", "base_rate": 1e-4, "preprocessing": "caffe-half"}, (256, 14, 14)),
             ({"train_from": "block3", "base_rate": 1e-4}, (128, 56, 56)),
         )
     ):
-        features = features_of(initialised(few_films, tmp_path / str(number), **changes))
+        whole = {"blocks": 5, "preprocessing": "caffe"}
+        features = features_of(initialised(few_films, tmp_path / str(number), **whole | changes))
         before = {store.path for store in CacheDir(own_cache).stores()}
         features._store(Nothing(*shape), None, "as they are")
         made = [store for store in CacheDir(own_cache).stores() if store.path not in before]
         found[number] = [json.loads(store.description.read_text())["bytes"] // 20 for store in made]
-    assert found == {0: [2048], 1: [2048], 2: [50_176], 3: [], 4: [200_704], 5: [401_408], 6: [802_816]}
+    pooled, maps = [[2048]] * 5, [[50_176], [], [200_704], [401_408], [], [100_352], [802_816]]
+    assert list(found.values()) == [*pooled, *maps], "head vgg reads what linear reads, four blocks are cut as five are"
     names = [store.path.name.rpartition("-")[0] for store in CacheDir(own_cache).stores()]
-    assert sorted(names) == ["block3", "block4", "block5", "head", "head-pooled", "head-pooled"]
+    both = ["block4", "block4", "block5", "head", *["head-pooled"] * 3, *["head-pooled-4-blocks"] * 2]
+    assert sorted(names) == ["block3", *both]
 
 
 def test_the_device_is_recorded_and_no_model_depends_on_it(initialised_run: RunDir) -> None:
