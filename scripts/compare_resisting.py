@@ -25,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def job(
         frozen = FrozenPart(prefix, preprocessing=recipe.preprocessing, engine=engine)
         if recipe.train_from != "all" and not views:
             name = f"features-{recipe.name}-{data.store(way.films).path.stem}.npy"
-            views.append(kept(folder / name, lambda frozen=frozen: on_device(frozen, films, count), device))
+            views.append(kept(folder / name, partial(on_device, frozen, films, count), device))
             for number in range(1, way.augmentation.views + 1):
                 views.append(on_device(frozen, films, count, change(VIEW_DRAW + number)))
             if way.films == "inside":
@@ -256,11 +257,8 @@ def job(
             if way.films == "as they are":
                 store = ArrayStore(data.folder / "erased.npy")
                 name = f"features-{recipe.name}-erased.npy"
-                erased = kept(
-                    folder / name,
-                    lambda frozen=frozen, store=store: on_device(frozen, Resident(store, device), len(store)),
-                    device,
-                )
+                make = partial(on_device, frozen, Resident(store, device), len(store))
+                erased = kept(folder / name, make, device)
 
         def features(epoch: int | None, frozen: FrozenPart = frozen) -> Any:
             if views:
