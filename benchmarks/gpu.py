@@ -38,7 +38,7 @@ FILMS = 16_930
 
 def seconds_an_epoch(recipe: Recipe, pixels: ArrayStore, engine: Engine, device: torch.device, epochs: int) -> float:
     """Median seconds of an epoch, the first left out."""
-    model = build(classes=CLASSES, head=recipe.head, dropout=recipe.dropout)
+    model = build(classes=CLASSES, head=recipe.head, dropout=recipe.dropout, blocks=recipe.blocks)
     place(model, device)
     prefix, trainable = split_at(model, recipe.train_from)
     frozen = FrozenPart(prefix, preprocessing=recipe.preprocessing, engine=engine)

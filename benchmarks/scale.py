@@ -39,7 +39,7 @@ class Point:
 def epoch_on_stored(films: int) -> None:
     from stored import fit_on_stored, store
 
-    recipe = replace(load_recipe("fast", epochs=1), head="linear", preprocessing="caffe")
+    recipe = replace(load_recipe("fast", epochs=1), head="linear", preprocessing="caffe", blocks=5)
     with tempfile.TemporaryDirectory() as name:
         source = store(Path(name), films=films, recipe=recipe, zeros=True)
         row = fit_on_stored(source, recipe, films=films, validation=films // 10, engine="auto")

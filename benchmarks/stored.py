@@ -11,14 +11,16 @@ from vgg16_xray.config import Recipe
 from vgg16_xray.learn.engines import choose
 from vgg16_xray.learn.featurestore import SHARD, StoredFeatures
 from vgg16_xray.learn.fit import TrainingData, fit
-from vgg16_xray.learn.vgg16 import build, feature_shape
+from vgg16_xray.learn.vgg16 import SIZE, build, feature_shape
+from vgg16_xray.learn.weights import side_seen
 
 LABELS = ("a", "b", "c", "d")
 
 
 def store(folder: Path, *, films: int, recipe: Recipe, zeros: bool) -> StoredFeatures:
     """Features of films at the recipe's cut: half of them zero, as behind a ReLU, or a sparse file of zeros alone."""
-    channels, height, width = feature_shape(recipe.train_from, head=recipe.head)
+    side = side_seen(recipe.preprocessing, SIZE)
+    channels, height, width = feature_shape(recipe.train_from, side, head=recipe.head, blocks=recipe.blocks)
     rng = np.random.default_rng(0)
     shards = []
     for start in range(0, films, SHARD):
@@ -38,7 +40,7 @@ def fit_on_stored(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         return fit(
-            build(classes=len(LABELS), head=recipe.head, dropout=recipe.dropout),
+            build(classes=len(LABELS), head=recipe.head, dropout=recipe.dropout, blocks=recipe.blocks),
             TrainingData(
                 targets=rows % len(LABELS),
                 train=rows[:-validation],
@@ -48,7 +50,7 @@ def fit_on_stored(
             ),
             recipe,
             labels=LABELS,
-            size=224,
+            size=SIZE,
             seed=0,
             key="benchmark",
             engine=choose(engine),
