@@ -48,7 +48,9 @@ def main() -> None:
     classifier = Classifier.load(asked.bundle)
     known = (classifier.config.refusal or {})["shift"]
     run = RunDir(asked.in_domain)
-    rows = np.flatnonzero((read_manifest(run)["split"] == TEST).to_numpy())[: asked.most]
+    rows = np.flatnonzero((read_manifest(run)["split"] == TEST).to_numpy())
+    # Films lie class by class: the first of them would be of one class.
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[: asked.most])
     sets = {"in-domain": embeddings(classifier, list(ArrayStore(run.pixels).take(rows)), "in-domain")}
     for pair in asked.foreign:
         name, _, folder = pair.partition("=")

@@ -10,11 +10,12 @@ import pytest
 HERE = Path(__file__).parents[2]
 
 
-def test_the_tables_are_what_the_script_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["resist.jsonl", "resist-fast.jsonl"])
+def test_the_tables_are_what_the_script_prints(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE / "scripts"))
     import compare_resisting
 
-    measured = [json.loads(line) for line in (HERE / "docs" / "resist.jsonl").read_text("utf-8").splitlines()]
+    measured = [json.loads(line) for line in (HERE / "docs" / name).read_text("utf-8").splitlines()]
     tables = compare_resisting.table(measured).split("\n\n")
     written = (HERE / "docs" / "resist.md").read_text("utf-8")
     assert all(table in written for table in tables if table.startswith("|"))
