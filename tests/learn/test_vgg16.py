@@ -229,6 +229,9 @@ def test_unknown_names_are_refused_in_one_line(model):
         build(classes=1, head="gap", dropout=0.0)
     with pytest.raises(UserError, match=r"dropout: must be at least 0 and below 1, found 1\.0"):
         build(classes=4, head="gap", dropout=1.0)
+    for blocks in (3, 6, "4"):
+        with pytest.raises(UserError, match=rf"blocks: must be 4 or 5, found {blocks!r}"):
+            build(classes=4, head="gap", dropout=0.0, blocks=blocks)
 
 
 def test_recipes_offer_what_the_network_has():

@@ -210,14 +210,12 @@ def parameter_groups(trainable: torch.nn.Module, recipe: Recipe) -> list[dict[st
     for name, parameter in trainable.named_parameters():
         named.setdefault(block_of(name), []).append(parameter)
     blocks = sorted(named)
-    head = blocks[-1]
+    head, last = blocks[-1], recipe.blocks
     return [
         {
             "params": named[block],
-            "rate": recipe.head_rate
-            if block == head
-            else recipe.base_rate * recipe.rate_decay ** (recipe.blocks - block),
-            "first_epoch": 0 if block == head else recipe.head_epochs + recipe.unfreeze * (recipe.blocks - block),
+            "rate": recipe.head_rate if block == head else recipe.base_rate * recipe.rate_decay ** (last - block),
+            "first_epoch": 0 if block == head else recipe.head_epochs + recipe.unfreeze * (last - block),
         }
         for block in blocks
     ]

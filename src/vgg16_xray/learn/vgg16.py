@@ -103,6 +103,8 @@ def build(*, classes: int, head: str, dropout: float, blocks: int = len(CONFIGUR
     Raises:
         UserError: There is no such head, or a number is out of bounds.
     """
+    if blocks not in (4, 5):
+        raise UserError(f"blocks: must be 4 or 5, found {blocks!r}")
     return VGG16(build_head(head, classes=classes, dropout=dropout), blocks)
 
 
