@@ -48,8 +48,8 @@ disease and how much is the hospital, it cannot say. No film is shown here: they
 
 *Out of fold*: every film is predicted by the one of the K models that saw neither it nor another film of its group, so
 all films count. Near-copies stand on one side of the split, and films under two labels are only trained on
-(docs/leaks.md). The GPU was shared with a dozen other trainings, the two cores with one, and features that an earlier run had
-stored were not computed again. So durations are what it took then, not what it takes."""
+(docs/leaks.md). The GPU was shared with a dozen other trainings, the two cores with one, and features that an earlier
+run had stored were not computed again. So durations are what it took then, not what it takes."""
 
 
 # -- into docs/results
