@@ -34,6 +34,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from vgg16_xray.config import Augmentation, Recipe, Resist, load_recipe
+from vgg16_xray.files import whole_file
 from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
 from vgg16_xray.films.store import ArrayStore
 from vgg16_xray.learn import devices
@@ -213,12 +214,12 @@ def on_device(frozen: FrozenPart, films: devices.Rows, count: int, change: Any =
 
 def kept(file: Path, make: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor:
     """What `make` made, kept in a file for the other ways that want it."""
-    if not file.exists():
-        made = make()
-        temporary = file.with_name(f"{os.getpid()}-{file.name}")
-        np.save(temporary, made.cpu().numpy())
-        temporary.replace(file)
-    return torch.from_numpy(np.load(file)).to(device).contiguous(memory_format=torch.channels_last)
+    if file.exists():
+        return torch.from_numpy(np.load(file)).to(device).contiguous(memory_format=torch.channels_last)
+    made = make()
+    with whole_file(file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, made.cpu().numpy())
+    return made
 
 
 # -- a training

@@ -18,7 +18,7 @@ from vgg16_xray.bundle.sanity import area_under, insertion_and_deletion, randomi
 from vgg16_xray.films.decode import decode
 from vgg16_xray.films.phantom import draw as draw_film
 from vgg16_xray.learn.vgg16 import VGG16, build
-from vgg16_xray.learn.weights import load_base, normalise, side_seen
+from vgg16_xray.learn.weights import load_base, normalise
 
 
 def trained(head: str, *, fine_tuned: bool, blocks: int = 5) -> VGG16:
@@ -55,7 +55,7 @@ def test_the_map_is_that_of_captum_for_every_class(
     film = draw_film("COVID", seed=1, size=224).pixels
     graph = network_graph(model, preprocessing=preprocessing, size=224, temperature=1.0)
     (found,) = session_of(graph.SerializeToString()).run([FEATURE_MAP], {PIXELS: film[None]})
-    weights = cam_weights(model, side_seen(preprocessing, 224))
+    weights = cam_weights(model, preprocessing=preprocessing, size=224)
     assert weights is not None
     captum = LayerGradCam(model, model.features[last_relu(model)])
     x = normalise(torch.from_numpy(film[None]), preprocessing)
@@ -69,7 +69,7 @@ def test_the_map_is_that_of_captum_for_every_class(
 
 def test_a_head_with_hidden_layers_has_no_map() -> None:
     with torch.device("meta"):
-        assert cam_weights(build(classes=2, head="vgg", dropout=0.0), 224) is None
+        assert cam_weights(build(classes=2, head="vgg", dropout=0.0), preprocessing="caffe", size=224) is None
 
 
 def test_pictures_have_a_scale_and_say_what_they_are(bundle: Path, drawn_films: Path, tmp_path: Path) -> None:

@@ -163,7 +163,6 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
     """Write graphs, weights and golden films; what an earlier export left half-written is written over."""
     from vgg16_xray.bundle.graph import cam_weights
     from vgg16_xray.bundle.quantise import measure
-    from vgg16_xray.learn.weights import side_seen
 
     shutil.rmtree(bundle.path, ignore_errors=True)
     bundle.path.mkdir(parents=True)
@@ -178,7 +177,7 @@ def _write(source: _Source, bundle: BundleDir, refusal_rate: float) -> BundleCon
     _write_bytes(bundle.int8, source.graph(temperature=temperature, int8=reached))
     coarse = _outputs(session_of(bundle.int8.read_bytes()), source.pixels, validation, "int8 on validation films")
 
-    weights = cam_weights(source.model, side_seen(source.config.preprocessing, source.config.size))
+    weights = cam_weights(source.model, preprocessing=source.config.preprocessing, size=source.config.size)
     probabilities = softmax(exact[LOGITS] / temperature)
     write_json(bundle.preprocessor, _preprocessor(source.config))
     shutil.copyfile(source.run.best, bundle.weights)

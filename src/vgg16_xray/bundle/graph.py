@@ -117,7 +117,7 @@ def network_graph(
         PROBABILITIES: ["films", classes],
         LOGITS: ["films", classes],
         EMBEDDING: ["films", 1024],
-        FEATURE_MAP: ["films", 512, *[_last_side(model, side)] * 2],
+        FEATURE_MAP: ["films", 512, *[_side_of_map(model, side)] * 2],
     }
     for number in show:
         shapes[graph.node("Identity", [f"features.{number}"], f"relu{number}")] = ["films", None, None, None]
@@ -310,15 +310,14 @@ def _write_head(graph: _Graph, model: VGG16, last_map: str) -> int:
     return int(layers[-1][1].out_features)  # type: ignore[arg-type]
 
 
-def _last_side(model: VGG16, side: int) -> int:
-    """Side of the last map, behind pools that halve it and round up."""
-    from torch import nn
+def _side_of_map(model: VGG16, side: int) -> int:
+    """Side of the feature map of films of a side, which is that of what the last block reads."""
+    from vgg16_xray.learn.vgg16 import feature_shape
 
-    pools = sum(isinstance(layer, nn.MaxPool2d) for layer in model.features)
-    return math.ceil(side / 2 ** (pools - 1))
+    return feature_shape(f"block{model.blocks}", side, blocks=model.blocks)[1]
 
 
-def cam_weights(model: VGG16, side: int) -> np.ndarray | None:
+def cam_weights(model: VGG16, *, preprocessing: str, size: int) -> np.ndarray | None:
     """Grad-CAM's weight of each channel of the feature map for each class's logit.
 
     Grad-CAM (Selvaraju et al. 2017, equation 1) weights a channel by the mean over its h x w positions of the logit's
@@ -327,7 +326,8 @@ def cam_weights(model: VGG16, side: int) -> np.ndarray | None:
 
     Args:
         model: The network.
-        side: Side, in pixels, of what it reads, see :func:`vgg16_xray.learn.weights.side_seen`.
+        preprocessing: A name of :data:`vgg16_xray.config.PREPROCESSING`.
+        size: Side of the square that films are stretched to, pixels.
 
     Returns:
         (K, 512) float64, or None for a head with hidden layers, whose derivatives differ by film.
@@ -335,12 +335,14 @@ def cam_weights(model: VGG16, side: int) -> np.ndarray | None:
     from torch import nn
 
     from vgg16_xray.learn.heads import AverageAndMaximum, Standardise
+    from vgg16_xray.learn.weights import side_seen
 
     layers = list(model.classifier.children())
     dense = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
     if len(dense) > 1:
         return None
-    weight, positions = dense[0].detach().cpu().double().numpy(), _last_side(model, side) ** 2
+    weight = dense[0].detach().cpu().double().numpy()
+    positions = _side_of_map(model, side_seen(preprocessing, size)) ** 2
     if isinstance(layers[0], AverageAndMaximum):
         (standardise,) = (layer for layer in layers if isinstance(layer, Standardise))
         weight = weight / standardise.deviation.cpu().double().numpy()

@@ -110,10 +110,9 @@ def classifier_of(model: VGG16, folder: BundleDir, config: BundleConfig) -> Clas
     from vgg16_xray.bundle.classify import Classifier
     from vgg16_xray.bundle.format import session_of
     from vgg16_xray.bundle.graph import cam_weights, network_graph
-    from vgg16_xray.learn.weights import side_seen
 
     graph = network_graph(model, preprocessing=config.preprocessing, size=config.size, temperature=1.0)
-    weights = cam_weights(model, side_seen(config.preprocessing, config.size))
+    weights = cam_weights(model, preprocessing=config.preprocessing, size=config.size)
     head = dict(config.head) | {"cam_weights": None if weights is None else weights.tolist()}
     plain = replace(config, head=head, temperature=1.0, conformal=None, refusal=None)
     return Classifier(folder, plain, session_of(graph.SerializeToString()), "float32")

@@ -23,8 +23,8 @@ def stages(model: VGG16) -> dict[str, int]:
     """What of a network is drawn anew, from the last layer down, in words -> the layer of ``features`` to begin at."""
     from vgg16_xray.learn.vgg16 import BLOCKS
 
-    blocks = BLOCKS.index(len(model.features))
-    return {"head": len(model.features), f"head and block {blocks}": BLOCKS[blocks - 1], "all layers": 0}
+    last = model.blocks
+    return {"head": BLOCKS[last], f"head and block {last}": BLOCKS[last - 1], "all layers": 0}
 
 
 def share_inside(heat: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
@@ -127,12 +127,12 @@ def _maps(model: VGG16, films: Sequence[np.ndarray], preprocessing: str) -> list
     import torch
 
     from vgg16_xray.bundle.graph import cam_weights, last_relu
-    from vgg16_xray.learn.weights import normalise, side_seen
+    from vgg16_xray.learn.weights import normalise
 
     with torch.no_grad():
         layers = model.features[: last_relu(model) + 1]
         maps = layers(normalise(torch.from_numpy(np.stack(films)), preprocessing)).numpy()
-    weights = cam_weights(model, side_seen(preprocessing, len(films[0])))
+    weights = cam_weights(model, preprocessing=preprocessing, size=len(films[0]))
     assert weights is not None, "a head without maps was refused before"
     return [np.tensordot(row, one.astype(np.float64), axes=1) for one in maps for row in weights]
 

@@ -47,6 +47,7 @@ class ModelConfig:
     #: Epoch that it was taken from, from 1.
     epoch: int
     recipe: str
+    #: See :class:`vgg16_xray.config.Recipe`; checkpoints from before it was written have all five.
     blocks: int = 5
 
 

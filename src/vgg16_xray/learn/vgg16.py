@@ -63,6 +63,11 @@ class VGG16(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = classifier
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks of the base there are, from the first on."""
+        return BLOCKS.index(len(self.features))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised films (B, 3, 224, 224) float -> logits (B, classes)."""
         out: torch.Tensor = self.classifier(self.features(x))
@@ -149,7 +154,7 @@ def split_at(model: VGG16, train_from: str) -> tuple[nn.Sequential, Trainable]:
     Raises:
         UserError: There is no such name in :data:`CUTS`.
     """
-    cut = cut_of(train_from, BLOCKS.index(len(model.features)))
+    cut = cut_of(train_from, model.blocks)
     # A slice of nn.Sequential keeps the names of its layers.
     prefix, features = (cast("nn.Sequential", model.features[part]) for part in (slice(cut), slice(cut, None)))
     classifier = model.classifier
@@ -215,7 +220,7 @@ def layer_table(model: VGG16, train_from: str, size: int = SIZE) -> list[Layer]:
     Raises:
         UserError: There is no such name in :data:`CUTS`.
     """
-    cut = cut_of(train_from, BLOCKS.index(len(model.features)))
+    cut = cut_of(train_from, model.blocks)
     rows: list[Layer] = []
 
     def row_of(name: str, module: nn.Module, _inputs: object, output: torch.Tensor) -> None:

@@ -192,11 +192,11 @@ class Features:
         plan, recipe = self._plan, self._plan.recipe
         side = side_seen(recipe.preprocessing, plan.size)
         shape = feature_shape(recipe.train_from, side, head=recipe.head, blocks=recipe.blocks)
-        pooled = " (pooled)" if recipe.blocks == 5 else f" (pooled, {recipe.blocks} blocks)"
-        cut = recipe.train_from + (pooled if is_pooled(recipe.train_from, recipe.head) else "")
+        cut = recipe.train_from
         # Another torch may round otherwise, and the store outlives an upgrade.
         of_network = [plan.weights_sha256, plan.engine.name, recipe.preprocessing, str(torch.__version__)]
         if is_pooled(recipe.train_from, recipe.head):
+            cut += " (pooled)" if recipe.blocks == 5 else f" (pooled, {recipe.blocks} blocks)"
             of_network.append(str(recipe.blocks))  # the shape does not tell
         if plan.device.name != "cpu":
             of_network.append(plan.device.name)  # sums in another order
