@@ -157,6 +157,27 @@ def confusion_of(run: RunDir) -> list[dict[str, Any]]:
     ]
 
 
+def calibration_of(run: RunDir) -> list[str]:
+    """Whether the probabilities hold, and a row a kind of sets with what they promise and hold."""
+    measured = measured_of(run)
+    found = measured["calibration"]
+    ece = {side: figure(found[side]["ece"]) for side in ("score", "probability")}
+    by = "a temperature a fold" if "temperatures" in found else f"temperature {found['temperature']:.3f}"
+    rows = [
+        {
+            f"sets promised to hold {1 - sets['alpha']:g}": f"{sets['score'].upper()}, "
+            f"{'a threshold a class' if sets['by_class'] else 'one threshold'}",
+            "hold the truth": figure(sets["coverage"]),
+        }
+        | {label: figure(held) for label, held in zip(measured["labels"], sets["per_class"], strict=True) if held}
+        | {"classes in a set": figure(sets["size"]), "empty": figure(sets["empty"])}
+        for sets in found["conformal"]
+    ]
+    words = f"Calibrated on validation films ({by}): ECE {ece['score']} before, {ece['probability']} after; "
+    chance = f"perfect probabilities of as many films would show {found['probability']['ece_by_chance']['mean']:.3f}."
+    return [words + chance, table(rows)]
+
+
 def folds_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row a figure: all films together, and how far the folds lie apart."""
     rows = []
@@ -242,7 +263,7 @@ def main() -> None:
             for name, heading in SHOWN.items()
             if (run.figures / f"{name}.png").exists()
         )
-        parts += [table(classes_of(run)), table(confusion_of(run)), pictures]
+        parts += [table(classes_of(run)), table(confusion_of(run)), *calibration_of(run), pictures]
     for name in COMPARISONS:
         if (RESULTS / name).exists():
             heading = "Compared" if name == COMPARISONS[0] else "The runs of folds compared on all films"

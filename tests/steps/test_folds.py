@@ -21,7 +21,7 @@ from vgg16_xray.config import load_recipe
 from vgg16_xray.errors import UserError
 from vgg16_xray.files import read_json, write_json, write_text
 from vgg16_xray.films.decode import decode
-from vgg16_xray.films.split import TEST, TRAIN
+from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
 from vgg16_xray.pipeline import run_all
 from vgg16_xray.predict import Predictor
 from vgg16_xray.report.page import write_report
@@ -43,6 +43,7 @@ from vgg16_xray.steps.initialise import initialise, read_plan
 from vgg16_xray.steps.preprocess import preprocess, read_manifest
 from vgg16_xray.steps.test import predictions_table
 from vgg16_xray.steps.train import open_pixels
+from vgg16_xray.trust import calibrate
 from vgg16_xray.trust.metrics import evaluate
 
 FOLDS = 3
@@ -74,7 +75,9 @@ def finish(members: Sequence[Member], *, skill: float = 1.0) -> None:
         scores = random.normal(size=(len(manifest), len(plan.labels)))
         scores[np.arange(len(truth)), truth] += skill
         p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-        tested = np.flatnonzero(manifest["split"] == TEST)
+        tested, chosen = (np.flatnonzero(manifest["split"] == side) for side in (TEST, VALIDATION))
+        calibration = calibrate.fit(p[chosen], truth[chosen], list(manifest["group"].iloc[chosen]))
+        write_json(member.run.validation, {"calibration": calibration})
         measured = evaluate(
             truth=truth[tested],
             probabilities=p[tested],
@@ -191,6 +194,25 @@ def test_every_film_counts_once_with_the_answer_of_the_model_that_never_saw_it(r
     assert all(sum(fold["films"].values()) == len(manifest) and fold["films"][TRAIN] for fold in found["each"])
     assert found["seeds"] is None
     assert found == read_json(FoldsDir(ready.path).numbers)
+
+
+def test_probabilities_of_all_films_are_by_what_was_fitted_for_their_own_fold(ready: RunDir) -> None:
+    members = lay_out_folds(ready, folds=FOLDS)
+    finish(members, skill=2.0)
+    found = collect_folds(ready, members, folds=FOLDS)["pooled"]["calibration"]
+    surprise: list[float] = []
+    for member in members:
+        fitted = read_json(member.run.validation)["calibration"]
+        table = pd.read_csv(member.run.predictions)
+        table = table[table["split"] == TEST]
+        labels = list(read_plan(member.run).labels)
+        truth = np.array([labels.index(label) for label in table["label"]])
+        logits = np.log(table[[f"p_{label}" for label in labels]].to_numpy()) / fitted["temperature"]
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        of_truth = p[np.arange(len(truth)), truth]
+        surprise += list(-np.log(of_truth))
+    assert found["probability"]["log_loss"]["value"] == pytest.approx(np.mean(surprise), rel=1e-3)
+    assert found["temperatures"] == [read_json(m.run.validation)["calibration"]["temperature"] for m in members]
 
 
 def test_the_spread_over_seeds_is_of_the_pooled_figures(ready: RunDir) -> None:
@@ -320,12 +342,16 @@ def test_folds_are_told_in_the_terminal_and_on_the_page(ready: RunDir, capsys: p
     assert pooled in rows["pooled"]
     assert figure(found["each"][1]["overall"]["macro_f1"]) in rows["2"]
     assert "2 training seeds" in said
+    sets = found["pooled"]["calibration"]["conformal"][0]
+    assert f"hold the truth for {figure(sets['coverage'])}" in " ".join(said.split())
     page = write_report(ready).read_text("utf-8")
     assert '<section id="folds"' in page
     assert f"{100 * found['pooled']['overall']['accuracy']['value']:.1f} %" in page
     assert f"{100 * found['over_folds']['accuracy']['low']:.1f}–" in page
     assert "The seed of the training alone, the folds the same" in page
     assert "in each fold" in page
+    assert "Score and probability, over the folds" in page
+    assert page.count("Sets that hold the true class") == 1
     ready.unstamp(STEP)
     assert '<section id="folds"' not in write_report(ready).read_text("utf-8")
 

@@ -170,6 +170,32 @@ def test_measured_coverage_is_counted_from_the_sets() -> None:
     assert found["per_class"][1]["value"] == pytest.approx(np.mean(of_one))
 
 
+def test_films_of_several_folds_are_measured_with_what_was_fitted_for_their_own() -> None:
+    fitted, alone, of_folds = [], [], []
+    for number, too_sure in enumerate((0.5, 2.0)):  # so different that the wrong fold's temperature would show
+        logits, truth, groups = drawn(600, seed=20 + number, too_sure=too_sure)
+        scores = calibrate.softmax(logits)
+        fitted.append(calibrate.fit(scores[:300], truth[:300], groups[:300]))
+        alone.append(calibrate.test(fitted[number], scores[300:], truth[300:], groups[300:]))
+        of_folds.append((scores[300:], truth[300:], [f"{number} {group}" for group in groups[300:]]))
+    scores, truth = (np.concatenate([part[i] for part in of_folds]) for i in (0, 1))
+    order = np.random.default_rng(1).permutation(len(truth))  # the films of a fold need not stand together
+    groups = np.array(of_folds[0][2] + of_folds[1][2])[order]
+    found = calibrate.test_folds(fitted, np.repeat([0, 1], 300)[order], scores[order], truth[order], list(groups))
+    assert found["temperatures"] == [one["temperature"] for one in fitted]
+    for name in ("brier", "log_loss"):
+        mean = np.mean([one["probability"][name]["value"] for one in alone])
+        assert found["probability"][name]["value"] == pytest.approx(mean)
+    for kind, sets in enumerate(found["conformal"]):
+        assert (sets["score"], sets["by_class"]) == tuple(
+            fitted[0]["conformal"][kind][k] for k in ("score", "by_class")
+        )
+        for name in ("coverage", "size", "empty", "single"):
+            assert sets[name]["value"] == pytest.approx(
+                np.mean([one["conformal"][kind][name]["value"] for one in alone])
+            )
+
+
 def test_bad_arguments_are_named() -> None:
     p, truth = np.full((5, 4), 0.25), np.arange(5) % 4
     with pytest.raises(ValueError, match=r"alpha: must be above 0 and below 1, found 1\.5"):

@@ -269,9 +269,14 @@ def _of_answers(measured: Mapping[str, Any], run: RunDir) -> dict[str, str]:
     if (found := measured.get("calibration")) is None:
         return told
     before, after, sets = found["score"], found["probability"], found["conformal"][0]
+    if "temperatures" in found:
+        films = "each fold's validation films"
+        temperatures = f"temperatures {', '.join(f'{one:.3f}' for one in found['temperatures'])}"
+    else:
+        films, temperatures = "the validation films", f"temperature {found['temperature']:.3f}"
     return told | {
-        "calibration": f"Probabilities are calibrated by temperature scaling on the validation films (temperature "
-        f"{found['temperature']:.3f}); on the test films the expected calibration error is {_figure(before['ece'])} "
+        "calibration": f"Probabilities are calibrated by temperature scaling on {films} ({temperatures}); "
+        f"on the test films the expected calibration error is {_figure(before['ece'])} "
         f"before and {_figure(after['ece'])} after ({after['ece_by_chance']['mean']:.3f} by chance alone), the Brier "
         f"score {_figure(before['brier'])} and {_figure(after['brier'])}. Conformal sets ({sets['score'].upper()}, "
         f"{'a threshold a class' if sets['by_class'] else 'one threshold'}) that promise to hold the truth for "

@@ -129,14 +129,18 @@ def say_measured(what: str, measured: Mapping[str, Any], *, table: bool = True) 
     if what == "test" and table:
         _say_classes("test films, 95 % intervals", measured)
         calibration = measured["calibration"]
-        before, after, sets = calibration["score"], calibration["probability"], calibration["conformal"][0]
-        console().print(
-            f"calibrated with temperature {calibration['temperature']:.3f}: ECE {figure(before['ece'])} before, "
-            f"{figure(after['ece'])} after ({after['ece_by_chance']['mean']:.3f} by chance alone); sets of "
-            f"{figure(sets['size'])} classes hold the truth for {figure(sets['coverage'])}, "
-            f"promised {1 - sets['alpha']:g}"
-        )
+        _say_calibration(calibration, f"temperature {calibration['temperature']:.3f}")
         console().print(RESEARCH_USE_ONLY)
+
+
+def _say_calibration(calibration: Mapping[str, Any], by: str) -> None:
+    before, after, sets = calibration["score"], calibration["probability"], calibration["conformal"][0]
+    console().print(
+        f"calibrated with {by}: ECE {figure(before['ece'])} before, "
+        f"{figure(after['ece'])} after ({after['ece_by_chance']['mean']:.3f} by chance alone); sets of "
+        f"{figure(sets['size'])} classes hold the truth for {figure(sets['coverage'])}, "
+        f"promised {1 - sets['alpha']:g}"
+    )
 
 
 def _say_classes(title: str, measured: Mapping[str, Any]) -> None:
@@ -170,6 +174,9 @@ def say_folds(found: Mapping[str, Any], run: RunDir) -> None:
     table.add_row("pooled", f"{pooled['images']:,}", "", *(figure(pooled["overall"][name]) for name in names))
     console().print(table)
     _say_classes("all films, each predicted by the model that never saw it, 95 % intervals", pooled)
+    _say_calibration(pooled["calibration"], "a temperature a fold")
+    of_class = zip(pooled["labels"], pooled["calibration"]["conformal"][0]["per_class"], strict=True)
+    console().print("of each class: " + ", ".join(f"{label} {figure(held)}" for label, held in of_class if held))
     if found["seeds"]:
         _say_spread(found["seeds"], "the folds")
     for note in found["notes"]:

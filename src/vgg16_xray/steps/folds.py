@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STEP = "folds"
 STEP_SEEDS = "seeds"
 #: Raised when the same folds would leave other files than before.
-VERSION = 3
+VERSION = 4
 #: Figures of which the spread over seeds is told.
 SPREAD = ("accuracy", "macro_f1")
 #: predictions.csv holds six decimals: what stands there as 0 was at most half of the last of them.
@@ -196,7 +196,8 @@ def collect_folds(run: RunDir, members: Sequence[Member], *, folds: int) -> dict
         What ``folds.json`` holds:
 
         - ``pooled``: :func:`vgg16_xray.trust.metrics.evaluate` of every film, each predicted by the model that never
-          saw it;
+          saw it; ``calibration``: the same films by what was fitted for the models of their folds
+          (:func:`vgg16_xray.trust.calibrate.test_folds`);
         - ``each``: a fold's films, epoch, checkpoint and overall figures, of the first seed;
         - ``models``: run and checkpoint of every model, of all folds and seeds, which together answer in ``predict``;
         - ``over_folds``: of each overall figure the mean, the standard deviation, and the 95 % t interval of the mean;
@@ -218,7 +219,7 @@ def collect_folds(run: RunDir, members: Sequence[Member], *, folds: int) -> dict
     fold_of = _fold_of(run, manifest, folds)
     first = [member for member in members if member.seed == plan.seed]
     table = _out_of_fold(manifest, fold_of, first)
-    pooled = _evaluate(manifest, plan, table)
+    pooled = _evaluate(manifest, plan, table) | {"calibration": _calibration(manifest, plan, table, first)}
     by_seed = [pooled] + [
         _evaluate(manifest, plan, _out_of_fold(manifest, fold_of, [m for m in members if m.seed == seed]), replicates=1)
         for seed in _training_seeds(plan, len(members) // folds)[1:]
@@ -406,24 +407,47 @@ def _out_of_fold(manifest: pd.DataFrame, fold_of: Sequence[int], members: Sequen
     return pd.concat(parts).sort_index()
 
 
-def _evaluate(manifest: pd.DataFrame, plan: Plan, table: pd.DataFrame, *, replicates: int = 1000) -> dict[str, Any]:
-    from vgg16_xray.trust.metrics import evaluate
-
+def _probabilities(plan: Plan, table: pd.DataFrame) -> np.ndarray:
+    """(N, K) the scores of ``predictions.csv``, whose largest is that of the answer, and none of which is 0."""
     # A true class that is written as 0 would cost 36 in the log loss, which the model did not say.
     probabilities = np.maximum(table[[f"p_{label}" for label in plan.labels]].to_numpy(dtype=np.float64), HALF_A_UNIT)
     answer = np.array([plan.labels.index(label) for label in table["prediction"]])
     # Two classes that rounding made equal: the model's answer was by the unrounded ones.
     rows = np.flatnonzero(probabilities.argmax(axis=1) != answer)
     probabilities[rows, answer[rows]] = probabilities[rows].max(axis=1) + HALF_A_UNIT / 10
+    return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True))
+
+
+def _evaluate(manifest: pd.DataFrame, plan: Plan, table: pd.DataFrame, *, replicates: int = 1000) -> dict[str, Any]:
+    from vgg16_xray.trust.metrics import evaluate
+
     return evaluate(
         truth=targets_of(manifest, plan),
-        probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
+        probabilities=_probabilities(plan, table),
         labels=plan.labels,
         groups=list(manifest["group"]),
         replicates=replicates,
         seed=plan.seed,
         level=LEVEL,
     )
+
+
+def _calibration(manifest: pd.DataFrame, plan: Plan, table: pd.DataFrame, members: Sequence[Member]) -> dict[str, Any]:
+    from vgg16_xray.trust import calibrate
+
+    validated = [member.run.require(member.run.validation, made_by="validate") for member in members]
+    try:
+        fitted = [read_json(file)["calibration"] for file in validated]
+        return calibrate.test_folds(
+            fitted,
+            table["fold"].to_numpy() - 1,
+            _probabilities(plan, table),
+            targets_of(manifest, plan),
+            list(manifest["group"]),
+            seed=plan.seed,
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{validated[0].parent.parent}: must hold what step 5 wrote, found {error!r}") from error
 
 
 def _notes(run: RunDir, manifest: pd.DataFrame) -> list[str]:

@@ -253,8 +253,21 @@ def measure_conformal(
         Figures ``coverage``, ``size`` (classes in a set), ``empty`` and ``single`` (shares of films); ``per_class``: a
         figure of the coverage for each class, None where it has no film; and what `conformal` says of itself.
     """
-    targets = np.asarray(targets)
     inside = conformal_sets(conformal, probabilities)
+    return {**conformal, **measure_sets(inside, targets, groups, replicates=replicates, seed=seed, level=level)}
+
+
+def measure_sets(
+    inside: NDArray[np.bool_],
+    targets: NDArray[Any],
+    groups: Sequence[str],
+    *,
+    replicates: int = 1000,
+    seed: int = 1234,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """The figures of :func:`measure_conformal` of sets (N, K) bool, whatever they were made by."""
+    targets = np.asarray(targets)
     held, sizes = inside[np.arange(len(targets)), targets], inside.sum(axis=1)
     classes = inside.shape[1]
     # Numerators and denominators: a share of the films, or of the films of a class.
@@ -263,9 +276,8 @@ def measure_conformal(
     names = ("coverage", "size", "empty", "single", *map(str, range(classes)))
     trials = {"coverage": len(targets), **{str(k): int((targets == k).sum()) for k in range(classes)}}
     found = ratios(names, tops, bottoms, groups, trials=trials, replicates=replicates, seed=seed, level=level)
-    overall = {name: found[name] for name in names[:4]}
-    of_class = [found[str(k)] if (targets == k).any() else None for k in range(classes)]
-    return {**conformal, **overall, "per_class": of_class}
+    overall: dict[str, Any] = {name: found[name] for name in names[:4]}
+    return overall | {"per_class": [found[str(k)] if (targets == k).any() else None for k in range(classes)]}
 
 
 def ratios(
@@ -343,5 +355,46 @@ def test(
         "probability": measure(probabilities, targets, groups, seed=seed),
         "conformal": [
             measure_conformal(conformal, probabilities, targets, groups, seed=seed) for conformal in fitted["conformal"]
+        ],
+    }
+
+
+def test_folds(
+    fitted: Sequence[Mapping[str, Any]],
+    fold: NDArray[Any],
+    scores: NDArray[Any],
+    targets: NDArray[Any],
+    groups: Sequence[str],
+    *,
+    seed: int = 1234,
+) -> dict[str, Any]:
+    """The same figures on the films of all folds together, each film with what was fitted for the model of its fold.
+
+    Args:
+        fitted: (F,) what :func:`fit` gave for each fold.
+        fold: (N,) int, from 0: of which fold a film is the test.
+        scores: (N, K) of the model that never saw the film.
+        targets: (N,) int.
+        groups: (N,); a group lies in one fold.
+        seed: Of the bootstrap.
+
+    Returns:
+        As :func:`test`, but ``temperatures``, one a fold, and of the sets neither thresholds nor films.
+    """
+    probabilities = np.empty(np.shape(scores))
+    inside = np.empty((len(fitted[0]["conformal"]), *probabilities.shape), dtype=bool)
+    for number, one in enumerate(fitted):
+        rows = np.flatnonzero(np.asarray(fold) == number)
+        probabilities[rows] = softmax(logits_of(scores[rows]), one["temperature"])
+        for kind, conformal in enumerate(one["conformal"]):
+            inside[kind, rows] = conformal_sets(conformal, probabilities[rows])
+    return {
+        "temperatures": [one["temperature"] for one in fitted],
+        "score": measure(scores, targets, groups, seed=seed),
+        "probability": measure(probabilities, targets, groups, seed=seed),
+        "conformal": [
+            {name: conformal[name] for name in ("score", "by_class", "alpha")}
+            | measure_sets(inside[kind], targets, groups, seed=seed)
+            for kind, conformal in enumerate(fitted[0]["conformal"])
         ],
     }
