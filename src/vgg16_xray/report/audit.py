@@ -6,7 +6,6 @@ engine.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.store import ArrayStore
+from vgg16_xray.report.inline import uri_of
 from vgg16_xray.report.terminal import console
 from vgg16_xray.rundir import AuditDir, RunDir, read_config
 from vgg16_xray.trust.leaks import under_two_labels
@@ -164,7 +164,7 @@ def ladder_rows(found: Mapping[str, Any], manifest: pd.DataFrame, pixels: ArrayS
         figures = found["ladder"].get(rung.key, {})
         picture = None
         if rung is not METADATA and (outlined.found[0] or not rung.needs_lungs):
-            picture = _uri(as_png(shown(rung, film, outlined.masks)[0], side=SMALL))
+            picture = uri_of(as_png(shown(rung, film, outlined.masks)[0], side=SMALL))
         rows.append(
             {
                 "rung": rung,
@@ -191,7 +191,7 @@ def _heat(found: Mapping[str, Any], pixels: ArrayStore) -> dict[str, Any]:
     target = io.BytesIO()
     Image.fromarray(np.broadcast_to(mixed, (HEAT, HEAT, 3)).astype(np.uint8)).save(target, "PNG", optimize=True)
     most = float(skill.max())
-    return {"picture": _uri(target.getvalue()), "most": most, "chance": _by_chance(found, most)}
+    return {"picture": uri_of(target.getvalue()), "most": most, "chance": _by_chance(found, most)}
 
 
 def _by_chance(found: Mapping[str, Any], most: float) -> str:
@@ -212,7 +212,7 @@ def _suspects(noise: Mapping[str, Any], pixels: ArrayStore) -> Sequence[dict[str
     if not listed:
         return []
     films = pixels.take(np.array([entry["row"] for entry in listed]))
-    return [{**entry, "uri": _uri(as_png(film, side=SHEET))} for entry, film in zip(listed, films, strict=True)]
+    return [{**entry, "uri": uri_of(as_png(film, side=SHEET))} for entry, film in zip(listed, films, strict=True)]
 
 
 def _conflicts(leaks: Mapping[str, Any] | None, pixels: ArrayStore) -> list[list[dict[str, Any]]]:
@@ -225,12 +225,8 @@ def _conflicts(leaks: Mapping[str, Any] | None, pixels: ArrayStore) -> list[list
         films = zip(pixels.take(np.array(pair["rows"])), ("first", "second"), strict=True)
         told.append(
             [
-                {"uri": _uri(as_png(film, side=SHEET)), "path": pair[which], "label": pair[f"{which}_label"]}
+                {"uri": uri_of(as_png(film, side=SHEET)), "path": pair[which], "label": pair[f"{which}_label"]}
                 for film, which in films
             ]
         )
     return told
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

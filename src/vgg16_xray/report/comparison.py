@@ -5,7 +5,6 @@ The page asks the network for nothing and runs no script. Names of runs and clas
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import write_json, write_text
 from vgg16_xray.report.figures import DPI, FAINT, GRID, INK, PALETTE, STYLE, has_interval
+from vgg16_xray.report.inline import inlined
 from vgg16_xray.report.page import OVERALL_MEANINGS, OVERALL_NAMES, PER_CLASS_NAMES, template
 from vgg16_xray.report.terminal import console, figure, signed_number
 from vgg16_xray.rundir import ComparisonDir
@@ -105,12 +105,7 @@ def write_comparison(found: Mapping[str, Any], out: ComparisonDir) -> Path:
         level=_percents(found["intervals"]["level"]),
         # The package's own style sheet, and nothing else, is not escaped.
         css=Markup((Path(__file__).parent / "templates" / "report.css").read_text("utf-8")),
-        picture={
-            "uri": f"data:image/png;base64,{base64.b64encode(picture).decode()}",
-            # Bytes 16..24 of a PNG are its width and height (PNG specification, IHDR): no jump while loading.
-            "width": int.from_bytes(picture[16:20], "big"),
-            "height": int.from_bytes(picture[20:24], "big"),
-        },
+        picture=inlined(picture),
         numbers=out.numbers.name,
         package_version=__version__,
         research_use_only=RESEARCH_USE_ONLY,

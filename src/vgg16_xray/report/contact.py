@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,11 @@ import numpy as np
 
 from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.files import write_text
+from vgg16_xray.report.inline import as_jpeg, uri_of
 from vgg16_xray.report.page import date_words, style_sheet, template
+
+#: JPEG, of each film.
+QUALITY = 85
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def write_sheet(
     Raises:
         UserError: It cannot be written.
     """
-    page = template("contact.html.j2", {"uri": _uri}).render(
+    page = template("contact.html.j2", {"uri": lambda film: uri_of(as_jpeg(film, quality=QUALITY))}).render(
         title=title,
         lead=lead,
         about=about,
@@ -77,11 +79,3 @@ def write_sheet(
     )
     write_text(path, page)
     return path
-
-
-def _uri(film: np.ndarray) -> str:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(film).save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -10,7 +10,6 @@ import base64
 import collections
 import csv
 import hashlib
-import io
 import json
 import time
 import tomllib
@@ -32,6 +31,7 @@ from vgg16_xray.report.cards import FILLED, OPEN, PART, write_cards
 from vgg16_xray.report.charts import charts_of
 from vgg16_xray.report.figures import PICTURES, best_epoch, has_interval
 from vgg16_xray.report.heat import SUBSETS, read_heat, rows_of
+from vgg16_xray.report.inline import as_jpeg, inlined, uri_of
 from vgg16_xray.report.terminal import counted, signed_number
 from vgg16_xray.rundir import AuditDir, CardsDir, ComparisonDir, FoldsDir, HeatDir, RunDir
 from vgg16_xray.trust.leaks import under_two_labels
@@ -319,12 +319,7 @@ def _films(run: RunDir, of_folds: FoldsDir, *, tested: bool, in_folds: bool) -> 
 
 def _small_picture(film: np.ndarray) -> str:
     """(S, S) uint8 as a ``data:`` address."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    small = Image.fromarray(film).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BILINEAR)
-    small.save(file, "JPEG", quality=PICTURE_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return uri_of(as_jpeg(film, quality=PICTURE_QUALITY, side=PICTURE_SIDE))
 
 
 def style_sheet(name: str) -> Any:
@@ -613,12 +608,7 @@ def _pictures(run: RunDir) -> dict[str, dict[str, Any] | None]:
         file = run.figures / picture.file
         pictures[name] = None
         if file.exists():
-            content = file.read_bytes()
-            pictures[name] = {
-                "uri": f"data:image/png;base64,{base64.b64encode(content).decode()}",
-                # Bytes 16..24 of a PNG are its width and height (PNG specification, IHDR): no jump while loading.
-                "width": str(int.from_bytes(content[16:20], "big")),
-                "height": str(int.from_bytes(content[20:24], "big")),
+            pictures[name] = inlined(file.read_bytes()) | {
                 "of_films": picture.of_films,
                 "title": picture.title,
                 "alt": picture.alt,
@@ -630,17 +620,9 @@ def _pictures(run: RunDir) -> dict[str, dict[str, Any] | None]:
 
 def _heat_picture(file: Path) -> dict[str, Any] | None:
     """The sheet that ``vgg16-xray heat`` drew, as the other pictures."""
-    from PIL import Image
-
     if not file.exists():
         return None
-    content = file.read_bytes()
-    with Image.open(io.BytesIO(content)) as sheet:
-        width, height = sheet.size
-    return {
-        "uri": f"data:image/jpeg;base64,{base64.b64encode(content).decode()}",
-        "width": str(width),
-        "height": str(height),
+    return inlined(file.read_bytes()) | {
         "of_films": True,
         "title": "Films under their heat, from most of it on the opacities to least",
         "alt": "Films under their heat maps, with the borders of the opacities and lungs that somebody drew; below "
