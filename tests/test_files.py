@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from vgg16_xray.errors import UserError
-from vgg16_xray.files import read_json, replace_folder, saying_why_not_written, whole_file, write_json, write_text
+from vgg16_xray.files import (
+    read_json,
+    replace_folder,
+    require_writable,
+    saying_why_not_written,
+    whole_file,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
@@ -162,3 +170,15 @@ def test_damaged_json_is_named(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json: must be JSON, found"):
         read_json(file)
+
+
+def test_a_folder_is_tried_before_long_work_and_none_is_made(tmp_path):
+    require_writable(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(UserError, match="file"):
+            require_writable(folder)
+    if os.path.ismount("/proc"):
+        with pytest.raises(UserError, match="/proc/self"):
+            require_writable(Path("/proc/self/none"))

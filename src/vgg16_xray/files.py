@@ -111,14 +111,14 @@ def saying_why_not_written(path: Path) -> Iterator[None]:
 
 
 def require_writable(folder: Path) -> None:
-    """Make a folder where there is none, and refuse it before long work if no file can be written into it.
+    """Refuse a folder before long work if no file can be written into it, or if it cannot be made; makes nothing.
 
     Raises:
-        UserError: It cannot be made, or written into.
+        UserError: It cannot be written into, or its nearest parent that there is cannot.
     """
     with saying_why_not_written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
 
 
