@@ -74,6 +74,7 @@ def run_all(
     from vgg16_xray.report.audit import say_audited
     from vgg16_xray.report.figures import PICTURES, after_preprocess
     from vgg16_xray.report.terminal import (
+        console,
         say_folds,
         say_initialised,
         say_measured,
@@ -81,7 +82,7 @@ def run_all(
         say_seeds,
         say_trained,
     )
-    from vgg16_xray.steps.folds import collect_seeds, lay_out_seeds
+    from vgg16_xray.steps.folds import collect_seeds, lay_out_seeds, refuse_too_many
     from vgg16_xray.steps.initialise import initialise
     from vgg16_xray.steps.preprocess import preprocess
     from vgg16_xray.steps.test import test
@@ -96,6 +97,9 @@ def run_all(
         say_preprocessed(preprocessed, run)
         if not preprocessed.already_done or not run.figures.exists():
             after_preprocess(run)
+        if folds:
+            refuse_too_many(run, folds)
+            console().print(f"{folds} folds of all films are made in place of this split")
         initialised = initialise(
             run, recipe, weights=weights, engine=engine, device=device, seed=seed, resume=resume and not folds
         )

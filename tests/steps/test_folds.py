@@ -24,6 +24,7 @@ from vgg16_xray.films.decode import decode
 from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
 from vgg16_xray.pipeline import run_all
 from vgg16_xray.predict import Predictor
+from vgg16_xray.report.cards import facts_of
 from vgg16_xray.report.page import write_report
 from vgg16_xray.report.terminal import figure, say_folds
 from vgg16_xray.rundir import FoldsDir, RunDir, read_config, sha256_of, update_config
@@ -33,6 +34,7 @@ from vgg16_xray.steps.folds import (
     collect_folds,
     collect_seeds,
     ensemble,
+    finished_folds,
     lay_out_folds,
     lay_out_seeds,
     mean_with_interval,
@@ -354,6 +356,46 @@ def test_folds_are_told_in_the_terminal_and_on_the_page(ready: RunDir, capsys: p
     assert page.count("Sets that hold the true class") == 1
     ready.unstamp(STEP)
     assert '<section id="folds"' not in write_report(ready).read_text("utf-8")
+
+
+def test_the_cards_of_folds_tell_the_films_of_each_model_and_not_the_split_that_no_model_used(ready: RunDir) -> None:
+    members = lay_out_folds(ready, folds=FOLDS)
+    finish(members)
+    found = collect_folds(ready, members, folds=FOLDS)
+    facts = facts_of(ready)
+    assert facts["partitions"].startswith(f"{FOLDS} folds by group")
+    assert "80/10/10" not in facts["partitions"]
+    of_training = sorted({fold["films"][TRAIN] for fold in found["each"]})
+    assert f"train {' or '.join(map(str, of_training))}, " in facts["partitions"]
+    assert "By side" not in facts["counts"]
+    assert "on the out-of-fold films" in facts["calibration"]
+    page = write_report(ready).read_text("utf-8")
+    assert f"{FOLDS} by group, which do not use the split" in page
+    assert f"report {ready.path.as_posix()}/folds/1" in page
+
+
+def test_folds_do_not_speak_for_a_model_that_was_trained_otherwise_since(ready: RunDir) -> None:
+    members = lay_out_folds(ready, folds=FOLDS)
+    finish(members)
+    collect_folds(ready, members, folds=FOLDS)
+    assert finished_folds(ready) is not None
+    initialise(ready, load_recipe("fast", epochs=7))
+    # Nothing was trained since: the folds still speak, of themselves as they were trained.
+    assert f"At most {RECIPE.epochs} epochs" in facts_of(ready)["training"]
+    assert "they say nothing of it" not in write_report(ready).read_text("utf-8")
+    ready.best.parent.mkdir(parents=True, exist_ok=True)
+    ready.best.write_bytes(b"another model")
+    assert finished_folds(ready) is None
+    assert ensemble(ready) == []
+    with pytest.raises(UserError, match="test"):
+        facts_of(ready)  # of the single model, which was not tested
+    assert "they say nothing of it" in write_report(ready).read_text("utf-8")
+
+
+def test_folds_that_are_refused_are_not_told_as_the_runs_command(ready: RunDir, few_films: Path) -> None:
+    before = ready.config.read_bytes()
+    assert cli._run(["run", str(few_films), "--out", str(ready.path), "--recipe", "fast", "--folds", "100"]) == 2
+    assert ready.config.read_bytes() == before
 
 
 def test_a_figure_that_a_fold_does_not_define_is_a_dash(ready: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from vgg16_xray.files import read_json, write_text
 from vgg16_xray.films.split import SPLITS
 from vgg16_xray.report.terminal import counted
 from vgg16_xray.rundir import CardsDir, FoldsDir, RunDir, read_config
+from vgg16_xray.steps.folds import finished_folds
 from vgg16_xray.trust.leaks import under_two_labels
 
 if TYPE_CHECKING:
@@ -109,19 +110,22 @@ def facts_of(run: RunDir) -> dict[str, str]:
     import pandas as pd
 
     config = read_config(run)
-    numbers = FoldsDir(run.path).numbers
-    folds = read_json(numbers) if numbers.exists() and "folds" in run.stamps() else None
-    if folds is None:
+    if (folds := finished_folds(run)) is None:
         run.require_step("test", made_by="test")
+    else:
+        # What the run is told to do next may be another recipe than that of the folds.
+        trained = read_config(FoldsDir(run.path).fold(1))
+        of_training = ("recipe", "training", "weights", "engine", "machine")
+        config |= {name: trained[name] for name in of_training if name in trained}
     measured = folds["pooled"] if folds else read_json(run.test)
     manifest = pd.read_parquet(run.require(run.manifest, made_by="preprocess DATA --out"))
     try:
         return (
-            _of_data(config, manifest, run)
+            _of_data(config, manifest, run, folds)
             | _of_training(config, measured, folds)
             | _of_result(measured, folds)
             | _of_copies(run)
-            | _of_answers(measured, run)
+            | _of_answers(measured, run, "out-of-fold" if folds else "test")
             | _of_audit(run)
             | _of_heat(run)
         )
@@ -129,7 +133,9 @@ def facts_of(run: RunDir) -> dict[str, str]:
         raise UserError(f"{run.path}: must be as the steps wrote it, found {error!r} missing") from error
 
 
-def _of_data(config: Mapping[str, Any], manifest: pd.DataFrame, run: RunDir) -> dict[str, str]:
+def _of_data(
+    config: Mapping[str, Any], manifest: pd.DataFrame, run: RunDir, folds: Mapping[str, Any] | None
+) -> dict[str, str]:
     labels = config["data"]["labels"]
     of_class = Counter(manifest["label"])
     held = Counter(zip(manifest["source"], manifest["label"], strict=True))
@@ -141,8 +147,19 @@ def _of_data(config: Mapping[str, Any], manifest: pd.DataFrame, run: RunDir) -> 
     )
     left_out = _rows(run.quarantine)
     with_patient = int((manifest["patient_id"] != "").sum())
-    in_side = Counter(zip(manifest["split"], manifest["label"], strict=True))
-    sides = "; ".join(f"{side} {', '.join(f'{label} {in_side[side, label]:,}' for label in labels)}" for side in SPLITS)
+    if folds:
+        split = (
+            f"{folds['folds']} folds by group, each class evenly, seed {config['run']['seed']}: each is the test "
+            "of one model, the next one chooses that model's epoch, the rest trains it."
+        )
+        films = {side: sorted({fold["films"][side] for fold in folds["each"]}) for side in SPLITS}
+        counts = ", ".join(f"{side} {' or '.join(f'{n:,}' for n in some)}" for side, some in films.items())
+        sides = f"Of each model: {counts}."
+    else:
+        split = _sentence(config["data"]["split"])
+        in_side = Counter(zip(manifest["split"], manifest["label"], strict=True))
+        of_sides = (f"{side} {', '.join(f'{label} {in_side[side, label]:,}' for label in labels)}" for side in SPLITS)
+        sides = f"By side: {'; '.join(of_sides)}."
     sizes = Counter(zip(manifest["width"], manifest["height"], strict=True)).most_common(1)[0]
     return {
         "task": f"A VGG16 that sorts frontal chest radiographs into {_and(labels)}.",
@@ -166,11 +183,11 @@ def _of_data(config: Mapping[str, Any], manifest: pd.DataFrame, run: RunDir) -> 
         "labels": f"The label is the folder or table entry that the data came with: {_and(labels)}.",
         "preprocessing": f"Decoded to 8-bit grey, made square at {config['run']['size']} x {config['run']['size']} "
         f"pixels, normalised as '{config['recipe']['preprocessing']}'; training, test and prediction do the same.",
-        "partitions": f"{_sentence(config['data']['split'])} Films: {sides}.",
+        "partitions": f"{split} {sides}",
         "disjoint": f"Groups: films of one patient where the patient is known ({with_patient:,} of {len(manifest):,} "
         "films), and copies of one film, however it was resized, cropped or encoded, are on one side.",
         "counts": f"{len(manifest):,} films in {manifest['group'].nunique():,} groups: "
-        f"{', '.join(f'{label} {of_class[label]:,}' for label in labels)}. By side: {sides}.",
+        f"{', '.join(f'{label} {of_class[label]:,}' for label in labels)}. {sides}",
         "predictors": "The pixels of the film, and nothing else.",
     }
 
@@ -257,7 +274,7 @@ def _of_copies(run: RunDir) -> dict[str, str]:
     }
 
 
-def _of_answers(measured: Mapping[str, Any], run: RunDir) -> dict[str, str]:
+def _of_answers(measured: Mapping[str, Any], run: RunDir, films: str) -> dict[str, str]:
     """Calibration, and what is not answered."""
     told = {
         "refusal": "In these figures every film is answered. A bundle that is exported from the run refuses what is no "
@@ -270,13 +287,13 @@ def _of_answers(measured: Mapping[str, Any], run: RunDir) -> dict[str, str]:
         return told
     before, after, sets = found["score"], found["probability"], found["conformal"][0]
     if "temperatures" in found:
-        films = "each fold's validation films"
+        fitted_on = "each fold's validation films"
         temperatures = f"temperatures {', '.join(f'{one:.3f}' for one in found['temperatures'])}"
     else:
-        films, temperatures = "the validation films", f"temperature {found['temperature']:.3f}"
+        fitted_on, temperatures = "the validation films", f"temperature {found['temperature']:.3f}"
     return told | {
-        "calibration": f"Probabilities are calibrated by temperature scaling on {films} ({temperatures}); "
-        f"on the test films the expected calibration error is {_figure(before['ece'])} "
+        "calibration": f"Probabilities are calibrated by temperature scaling on {fitted_on} ({temperatures}); "
+        f"on the {films} films the expected calibration error is {_figure(before['ece'])} "
         f"before and {_figure(after['ece'])} after ({after['ece_by_chance']['mean']:.3f} by chance alone), the Brier "
         f"score {_figure(before['brier'])} and {_figure(after['brier'])}. Conformal sets ({sets['score'].upper()}, "
         f"{'a threshold a class' if sets['by_class'] else 'one threshold'}) that promise to hold the truth for "

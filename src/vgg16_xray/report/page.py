@@ -34,6 +34,7 @@ from vgg16_xray.report.heat import SUBSETS, read_heat, rows_of
 from vgg16_xray.report.inline import as_jpeg, inlined, uri_of
 from vgg16_xray.report.terminal import counted, signed_number
 from vgg16_xray.rundir import AuditDir, CardsDir, ComparisonDir, FoldsDir, HeatDir, RunDir
+from vgg16_xray.steps.folds import finished_folds
 from vgg16_xray.trust.leaks import under_two_labels
 from vgg16_xray.trust.shortcuts import RINGS, SECTORS
 
@@ -186,17 +187,19 @@ def _content(run: RunDir) -> dict[str, Any]:
     seeds = read_json(of_folds.seeds) if of_folds.seeds.exists() and "seeds" in stamps else None
     return {
         "name": run.path.resolve().name,
+        "path": run.path.as_posix(),
         "package_version": __version__,
         "research_use_only": RESEARCH_USE_ONLY,
         "css": style_sheet("report.css"),
         "audit_css": style_sheet("audit.css"),
         "audit": _audit(run, manifest),
         **_cards(run, tested=folds is not None or test is not None),
-        "facts": _facts(config),
+        "facts": _facts(config, folds),
         "config_text": config_text,
         "notes": [str(note) for name in ("unused", "notes") for note in config.get("data", {}).get(name, [])],
         "steps": _steps(run, in_folds=folds is not None),
         "folds": folds,
+        "folds_stale": folds is not None and finished_folds(run) is None,
         "seeds": seeds,
         "test": test,
         "validation": validation,
@@ -367,8 +370,8 @@ def _toml(text: str) -> dict[str, Any]:
         return {}
 
 
-def _facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What identifies a run, where ``run.toml`` says it."""
+def _facts(config: Mapping[str, Any], folds: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What identifies a run, where ``run.toml`` says it; with its folds, where it has some."""
     wanted = (
         ("Package", "run", "version"),
         ("Started", "run", "started"),
@@ -389,6 +392,8 @@ def _facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         if value in (None, "", [], {}):
             continue
         facts.append((name, ", ".join(map(str, value)) if isinstance(value, list | dict) else str(value)))
+        if key == "split" and folds:
+            facts.append(("Folds", f"{folds['folds']} by group, which do not use the split"))
     return facts
 
 

@@ -108,6 +108,15 @@ def lay_out_seeds(run: RunDir, *, seeds: int) -> list[Member]:
     return members
 
 
+def refuse_too_many(run: RunDir, folds: int) -> None:
+    """Refuse folds that the films of a run cannot be dealt to, before anything says that they were asked for.
+
+    Raises:
+        UserError: A class has fewer groups than there are folds.
+    """
+    _fold_of(run, read_manifest(run), folds)
+
+
 def withdraw_if_others(run: RunDir, members: Sequence[Member]) -> None:
     """Withdraw the stamp of ``folds.json`` before the model of any fold is exchanged."""
     if any(_trained_key(member.run) != read_plan(member.run).key for member in members):
@@ -319,6 +328,26 @@ def trained_as(plan: Plan) -> str:
     return key_of(plan.labels, plan.recipe.as_dict(), plan.size, plan.weights_sha256, plan.engine.name)
 
 
+def finished_folds(run: RunDir) -> dict[str, Any] | None:
+    """What ``folds.json`` holds, if the folds speak for the run.
+
+    Returns:
+        None where no folds are finished, and where the run has a single model that was trained otherwise than they.
+
+    Raises:
+        UserError: ``folds.json`` is damaged.
+    """
+    numbers = FoldsDir(run.path).numbers
+    if STEP not in run.stamps() or not numbers.exists():
+        return None
+    found = read_json(numbers)
+    try:
+        as_then = found["trained_as"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{numbers}: must be as the folds wrote it, found {error!r}") from error
+    return None if run.best.exists() and as_then != trained_as(read_plan(run)) else dict(found)
+
+
 def ensemble(run: RunDir) -> list[Path]:
     """The models of the finished folds, of all seeds, which together are one model; empty where there are none.
 
@@ -328,17 +357,14 @@ def ensemble(run: RunDir) -> list[Path]:
         UserError: A model is missing, or is not the one that ``folds.json`` measured.
     """
     numbers = FoldsDir(run.path).numbers
-    if STEP not in run.stamps() or not numbers.exists():
+    if (found := finished_folds(run)) is None:
         return []
-    found = read_json(numbers)
     try:
         # Before there were several seeds in it, folds.json named a model a fold and nothing besides.
         models = found.get("models", found["each"])
-        as_then, wanted = found["trained_as"], [(model["run"], model["checkpoint_sha256"]) for model in models]
+        wanted = [(model["run"], model["checkpoint_sha256"]) for model in models]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{numbers}: must be as the folds wrote it, found {error!r}") from error
-    if run.best.exists() and as_then != trained_as(read_plan(run)):
-        return []
     files = [RunDir(run.path / name).best for name, _ in wanted]
     for model, (_, sha256) in zip(files, wanted, strict=True):
         if not model.exists() or sha256_of(model) != sha256:
