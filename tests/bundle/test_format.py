@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vgg16_xray import Classifier
 from vgg16_xray.bundle.classify import check
+from vgg16_xray.bundle.export import refuse_to
 from vgg16_xray.bundle.format import BundleDir, read_bundle_config, read_own_films
 from vgg16_xray.bundle.graph import square_graph
 from vgg16_xray.bundle.onnxfile import inspect
@@ -367,3 +368,11 @@ def test_a_file_that_is_missing_is_named(copy_of_bundle: Path, name: str) -> Non
     (copy_of_bundle / name).unlink()
     with pytest.raises(UserError, match=f"{name}|in int8, found none"):
         Classifier.load(copy_of_bundle, precision="int8")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_a_bundle_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="file: cannot be written"):
+        refuse_to(tmp_path / "file" / "bundle")
+    refuse_to(tmp_path / "new" / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -289,3 +289,11 @@ def test_films_on_threads_of_their_own_have_the_bits_of_one_batch(engine: str, f
         torch.set_num_threads(threads)
     assert torch.equal(apart, together)
     assert not apart.requires_grad
+
+
+def test_a_cache_that_cannot_be_written_costs_a_race_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("VGG16_XRAY_CACHE", str(tmp_path / "file"))
+    assert engines.measure(["torch-float32"])["torch-float32"].films_per_second > 0

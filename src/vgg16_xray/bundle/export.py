@@ -26,7 +26,7 @@ from vgg16_xray.bundle.format import EMBEDDING, LOGITS, PIXELS, PROBABILITIES, B
 from vgg16_xray.bundle.localise import summary
 from vgg16_xray.bundle.sanity import measure as measure_maps
 from vgg16_xray.errors import UserError
-from vgg16_xray.files import read_json, replace_folder, whole_file, write_json, write_text
+from vgg16_xray.files import read_json, replace_folder, require_writable, whole_file, write_json, write_text
 from vgg16_xray.films.dataset import may_be_film
 from vgg16_xray.films.split import TEST, TRAIN, VALIDATION
 from vgg16_xray.progress import progress
@@ -116,10 +116,11 @@ def refuse_to(to: Path) -> None:
     """Refuse a place where no bundle may be written.
 
     Raises:
-        UserError: It holds something else than a bundle.
+        UserError: It holds something else than a bundle, or cannot be written beside.
     """
     if to.exists() and not BundleDir(to).config.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to: must be a new folder or a bundle, found {to} that is neither")
+    require_writable(to.parent)
 
 
 def _refuse_unusable(run: RunDir, to: Path) -> None:

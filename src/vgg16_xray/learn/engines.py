@@ -277,7 +277,6 @@ def measure(names: Sequence[str]) -> dict[str, Measured]:
     found = known | _race(names)
     cache = CacheDir.of_user()
     with contextlib.suppress(UserError):  # A cache that cannot be written costs a race the next time, nothing else.
-        cache.path.mkdir(parents=True, exist_ok=True)
         written = read_json(cache.engines) if cache.engines.exists() else {}
         of_machine = {name: [one.films_per_second, one.error] for name, one in found.items()}
         write_json(cache.engines, (written if isinstance(written, dict) else {}) | {_machine_key(): of_machine})

@@ -10,7 +10,7 @@ from vgg16_xray import RESEARCH_USE_ONLY, __version__
 from vgg16_xray.bundle.card import BEFORE_AND_AFTER
 from vgg16_xray.files import write_text
 from vgg16_xray.report.page import OVERALL_NAMES, PER_CLASS_NAMES, figure_words, interval_words, percent_words, template
-from vgg16_xray.report.terminal import console, figure, signed
+from vgg16_xray.report.terminal import console, counted, figure, signed
 
 #: Films that are named on the page, and in the terminal.
 MOST_NAMED, MOST_SAID = 500, 20
@@ -91,7 +91,7 @@ def _say_own(films: Mapping[str, Any]) -> None:
     for label, count in films["of_unknown_classes"].items():
         out.print(f"left out: {count:,} films of '{label}', a class that the model does not know (--map FOLDER=LABEL)")
     if films["unreadable"]:
-        out.print(f"left out: {len(films['unreadable']):,} files that cannot be read")
+        out.print(f"left out: {counted(len(films['unreadable']), 'file')} that cannot be read")
 
 
 def write_evaluation(path: Path, found: Mapping[str, Any]) -> Path:
