@@ -168,7 +168,7 @@ def test_completion_is_installed_for_each_shell(shell: str, tmp_path: Path) -> N
         (["init", "{tmp}", "--epochs", "20000"], "recipe.epochs: must be between 1 and 10,000, found 20000"),
         (["init", "{tmp}", "--seed", "-1"], "Invalid value for '--seed'"),
         (["init", "{tmp}", "--seed", str(2**70)], "Invalid value for '--seed'"),
-        (["init", "{tmp}", "--recipe", "better"], "--recipe: must be one of best, default, fast, notebook"),
+        (["init", "{tmp}", "--recipe", "better"], "--recipe: must be one of best, default, fast, light, notebook"),
         (["init", "{tmp}", "--head", "dense"], "recipe.head: must be one of linear, gap, vgg, found 'dense'"),
         (["init", "{tmp}", "--train-from", "top"], "recipe.train_from: must be one of head"),
         (["preprocess", "{tmp}/none", "--out", "{tmp}/new"], "{tmp}/none: "),

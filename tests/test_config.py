@@ -150,7 +150,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 
 def test_the_recipes_of_the_package_load_under_their_names() -> None:
-    assert {"best", "default", "fast", "notebook"} <= set(recipe_names())
+    assert {"best", "default", "fast", "light", "notebook"} <= set(recipe_names())
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name
@@ -202,7 +202,7 @@ def test_what_is_no_recipe_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert line("better").startswith("--recipe: must be one of best, default, fast, notebook")
+    assert line("better").startswith("--recipe: must be one of best, default, fast, light, notebook")
     assert "missing.toml cannot be read" in line(str(tmp_path / "missing.toml"))
     broken = tmp_path / "broken.toml"
     broken.write_text("epochs = = 3")

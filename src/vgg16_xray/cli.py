@@ -56,7 +56,7 @@ Map = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split and of the training.")]
 Resplit = Annotated[bool, typer.Option("--resplit", help="Make a new split where the data bring one.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="default, fast, best, notebook, or a .toml file.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="default, light, fast, best, notebook, or a .toml file.")]
 Like = Annotated[
     Path | None,
     typer.Option(
