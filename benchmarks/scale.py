@@ -1,6 +1,6 @@
 """Time and resident memory for 1,000, 10,000 and 100,000 films; and a run that has nothing to do.
 
-    python benchmarks/scale.py [--whole 1000 ...] [--stored 1000 10000 100000]
+    python benchmarks/scale.py [--whole 1000 10000] [--stored 1000 10000 100000]
 
 A whole run draws so many films and takes them through all six steps with recipe `fast`. An epoch on stored features,
 in a process of its own, has a head that reads the whole 7 x 7 x 512 map, 50 KB a film. Its features are sparse files of
@@ -64,6 +64,7 @@ def drawing(whole: Sequence[Point], stored: Sequence[Point]) -> str:
     # Text stays text, and the same numbers give the same file.
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "benchmarks"}
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     for axis, value, title in zip(axes, ("seconds", "peak_mb"), ("seconds", "peak resident memory, MB"), strict=True):
@@ -71,7 +72,10 @@ def drawing(whole: Sequence[Point], stored: Sequence[Point]) -> str:
             axis.plot([p.films for p in points], [getattr(p, value) for p in points], marker=mark, label=label)
         axis.set(xscale="log", xlabel="films", title=title)
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[1].set_ylim(0, 1.15 * max(p.peak_mb for p in (*whole, *stored)))
     axes[0].legend(frameon=False)
     svg = io.StringIO()
@@ -82,7 +86,7 @@ def drawing(whole: Sequence[Point], stored: Sequence[Point]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--whole", type=int, nargs="*", default=[1_000], help="films of whole runs")
+    parser.add_argument("--whole", type=int, nargs="*", default=[1_000, 10_000], help="films of whole runs")
     parser.add_argument("--stored", type=int, nargs="*", default=[1_000, 10_000, 100_000], help="films in store")
     parser.add_argument("--epoch", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
