@@ -89,6 +89,10 @@ def test_a_run_is_measured_and_its_report_and_its_cards_show_it(segmented: Path,
     [
         (["heat", "{tmp}"], "must hold films with masks, found none"),
         (["heat", "{tmp}", "--opacities", "3"], "--opacities: must be powers of two"),
+        (
+            ["heat", "{tmp}", "--healthy", "Nope"],
+            "--healthy: must be one of COVID, Lung_Opacity, Normal, Viral",
+        ),
         (["heat", "{tmp}", "--card"], "--card: must have a bundle of yours for --model, found the package"),
         (["heat", "{tmp}", "--model", "{tmp}/none"], "--model: must be a bundle or a run with a trained model"),
     ],

@@ -527,7 +527,10 @@ def heat(
     ] = None,
     opacities: Annotated[str, typer.Option(help="Bits of a mask that say opacity.")] = "16,32",
     lungs: Annotated[str, typer.Option(help="Bits of a mask that say lung: right, left.")] = "1,2",
-    healthy: Annotated[str, typer.Option(help="The class that is no disease.")] = "Normal",
+    healthy: Annotated[
+        str | None,
+        typer.Option(help="The class that is no disease; by default Normal, if the model has it.", show_default=False),
+    ] = None,
     random: Annotated[int, typer.Option(min=1, max=100, help="Networks with random weights to compare with.")] = 5,
     card: Annotated[bool, typer.Option("--card", help="Write the figures into the card of the bundle.")] = False,
     json: AsJson = False,

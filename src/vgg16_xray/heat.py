@@ -29,7 +29,7 @@ def heat(
     out: Path | None = None,
     trained_on: Sequence[Path] = (),
     flags: Mapping[str, Sequence[int]] = FLAGS,
-    healthy: str = "Normal",
+    healthy: str | None = None,
     random: int = localise.RANDOM,
     into_card: bool = False,
 ) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def heat(
         trained_on: The run, or the folders of films, that the model learned from; by default the run, or what a bundle
             keeps of its own films. Films that are among them are taken out.
         flags: Structure -> the bits that say it in a mask of several structures.
-        healthy: The class that is no disease, if the model has it.
+        healthy: The class that is no disease; by default "Normal", where the model has it.
         random: How many networks with random weights are asked.
         into_card: Write the figures into the bundle's configuration and card.
 
@@ -61,6 +61,9 @@ def heat(
         )
     classifier = _open(model, run)
     classifier.cam_weights  # noqa: B018 (a head without maps is refused before films are read)
+    if healthy is not None and healthy not in classifier.labels:
+        raise UserError(f"--healthy: must be one of {', '.join(classifier.labels)}, found {healthy!r}")
+    healthy = healthy or "Normal"
     if (left := left_in(model, out)) is not None:
         require_writable(left.parent)
     films, drawn, broken = _read(data, flags)
