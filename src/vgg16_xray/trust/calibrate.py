@@ -247,9 +247,7 @@ def measure_conformal(
     targets: NDArray[Any],
     groups: Sequence[str],
     *,
-    replicates: int = 1000,
     seed: int = 1234,
-    level: float = 0.95,
 ) -> dict[str, Any]:
     """How often the sets hold the truth, and how large they are, on films that they were not fitted on.
 
@@ -258,7 +256,7 @@ def measure_conformal(
         figure of the coverage for each class, None where it has no film; and what `conformal` says of itself.
     """
     inside = conformal_sets(conformal, probabilities)
-    return {**conformal, **measure_sets(inside, targets, groups, replicates=replicates, seed=seed, level=level)}
+    return {**conformal, **measure_sets(inside, targets, groups, seed=seed)}
 
 
 def measure_sets(
@@ -266,9 +264,7 @@ def measure_sets(
     targets: NDArray[Any],
     groups: Sequence[str],
     *,
-    replicates: int = 1000,
     seed: int = 1234,
-    level: float = 0.95,
 ) -> dict[str, Any]:
     """The figures of :func:`measure_conformal` of sets (N, K) bool, whatever they were made by."""
     targets = np.asarray(targets)
@@ -279,7 +275,7 @@ def measure_sets(
     bottoms = np.stack([np.ones(len(targets))] * 4 + [targets == k for k in range(classes)])
     names = ("coverage", "size", "empty", "single", *map(str, range(classes)))
     trials = {"coverage": len(targets), **{str(k): int((targets == k).sum()) for k in range(classes)}}
-    found = ratios(names, tops, bottoms, groups, trials=trials, replicates=replicates, seed=seed, level=level)
+    found = ratios(names, tops, bottoms, groups, trials=trials, seed=seed)
     overall: dict[str, Any] = {name: found[name] for name in names[:4]}
     return overall | {"per_class": [found[str(k)] if (targets == k).any() else None for k in range(classes)]}
 
